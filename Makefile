@@ -1,0 +1,41 @@
+# On a fresh machine with Python 3.11 or newer: `make quick` or `make test`. What they need, they install into .venv.
+PYTHON ?= python3
+SEEDS ?= 0
+# Stop cleanly after so many seconds (make report SECONDS=1500); the same command goes on.
+SECONDS_LIMIT := $(if $(SECONDS),--seconds $(SECONDS))
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: quick laptop report paper paper-quick data test lint bench gpu-check soak
+
+quick laptop report paper paper-quick: data
+	$(RUN) -m cifar_lab.reproduce $@ --seed $(SEEDS) $(SECONDS_LIMIT)
+
+data: $(VENV)/.run
+	$(RUN) -m cifar_lab.data
+
+test: lint data
+	$(RUN) -m pytest -q
+
+lint: $(VENV)/.develop
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: $(VENV)/.develop data
+	$(RUN) -m bench.bench
+
+gpu-check: $(VENV)/.develop data
+	$(RUN) -m bench.gpu_check
+
+soak: $(VENV)/.develop
+	$(RUN) -m tests.soak
+
+$(VENV)/.run: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -q -r requirements.txt
+	touch $@
+
+$(VENV)/.develop: requirements-dev.txt $(VENV)/.run
+	$(RUN) -m pip install -q -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,212 @@
+"""Inception v1 and residual Inception with scaled residuals on CIFAR-10, under Adam, AdamW, RMSprop or SGD.
+
+    python MyFramework.py --model inception --optimizer adam --weight-decay 0 --epochs 200      # figures 1 and 2
+    python MyFramework.py --model inception_res --optimizer adam --weight-decay 0 --epochs 200  # figures 4 and 5
+    python MyFramework.py --model inception_res --optimizer adamw                               # figure 7
+    python MyFramework.py --model inception_res --optimizer adam adamw rmsprop                  # figures 6, 7 and 8
+    python MyFramework.py --evaluate results/report/inception_res/adamw-lr1e-4-wd1e-4-seed0
+
+Several optimizers are trained in lockstep: they start from the same weights and see the same augmented batches in the
+same order. Every run has a folder of its own below results/.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cifar_lab import script
+from cifar_lab.config import PRESETS, RunConfig
+from cifar_lab.layers import StepDropout, initialize, scaled
+from cifar_lab.lockstep import Lockstep, TrainingRun
+from cifar_lab.plan import DROPOUT, stream_seed
+from cifar_lab.settings import OPTIMIZERS, Settings, choice, complaint_about_optimizers, flag, real
+
+# --- Settings --------------------------------------------------------------------------------------------------------
+
+MODELS = ("inception", "inception_res")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InceptionSettings(Settings):
+    """The flags of this script; the defaults are those of the report's figures 6 to 8."""
+
+    model: str = flag("inception_res", f"network: {', '.join(MODELS)}", choice(*MODELS))
+    residual_scale: float = flag(0.2, "factor on the Inception branch of inception_res; 1 is unscaled", real(0, 100))
+    bn: bool = flag(False, "a BatchNorm after every convolution (not in the report)")
+    epochs: int = flag(300, *(Settings.__dataclass_fields__["epochs"].metadata[k] for k in ("documentation", "kind")))
+    optimizer: tuple[str, ...] = flag(
+        ("adam",), f"optimizers, trained in lockstep: {', '.join(OPTIMIZERS)}", choice(*OPTIMIZERS), many=True
+    )
+    lr: float = flag(1e-4, "learning rate", real(0, 1e6, above=True))
+    momentum: float = flag(0.0, "momentum of sgd", real(0, 1))
+
+    def complaint(self) -> str:
+        if self.model == "inception" and self.residual_scale != type(self).residual_scale:
+            return "--residual-scale: only --model inception_res has a residual"
+        return complaint_about_optimizers(self.optimizer, self.momentum)
+
+    def runs(self, seed: int) -> list[RunConfig]:
+        """One lockstep group: a run for each optimizer."""
+        model = self.model + ("_bn" if self.bn else "")
+        return [script.run_config(self, model=model, lr=self.lr, optimizer=name, seed=seed) for name in self.optimizer]
+
+
+# --- Network ---------------------------------------------------------------------------------------------------------
+
+# Szegedy et al. (2015), table 1: channels of 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection. A pair is a
+# max-pool (kernel, padding) of stride 2.
+STEM = (64, 192)
+BLOCKS = (
+    (64, 96, 128, 16, 32, 32),  # 3a, 8 x 8
+    (128, 128, 192, 32, 96, 64),  # 3b
+    (3, 1),
+    (192, 96, 208, 16, 48, 64),  # 4a, 4 x 4
+    (160, 112, 224, 24, 64, 64),  # 4b
+    (128, 128, 256, 24, 64, 64),  # 4c
+    (112, 144, 288, 32, 64, 64),  # 4d
+    (256, 160, 320, 32, 128, 128),  # 4e
+    (2, 0),
+    (256, 160, 320, 32, 128, 128),  # 5a, 2 x 2
+    (384, 192, 384, 48, 128, 128),  # 5b
+)
+DROPOUT_RATE = 0.4
+
+
+def convolution(channels: int, out: int, kernel: int, *, bn: bool, relu: bool = True) -> list[nn.Module]:
+    """A convolution that keeps the image's size, then BatchNorm and ReLU where asked for."""
+    layers: list[nn.Module] = [nn.Conv2d(channels, out, kernel, padding=kernel // 2)]
+    if bn:
+        layers.append(nn.BatchNorm2d(out))
+    if relu:
+        layers.append(nn.ReLU(inplace=True))
+    return layers
+
+
+class Block(nn.Module):
+    """An Inception block, plain or residual.
+
+    Plain (Szegedy et al. 2015, figure 2b): four branches side by side, concatenated, a ReLU after every convolution.
+    Residual (Szegedy et al. 2016, figure 20): `relu(shortcut(x) + scale * inception(x))`, without the ReLU of each
+    branch's last convolution; the shortcut is the identity, or a linear 1x1 convolution where channel counts differ.
+    """
+
+    def __init__(self, channels: int, table: tuple[int, ...], *, residual_scale: float | None, bn: bool) -> None:
+        super().__init__()
+        c1, reduce3, c3, reduce5, c5, pool = table
+        last = {"bn": bn, "relu": residual_scale is None}
+        self.branches = nn.ModuleList(
+            [
+                nn.Sequential(*convolution(channels, c1, 1, **last)),
+                nn.Sequential(*convolution(channels, reduce3, 1, bn=bn), *convolution(reduce3, c3, 3, **last)),
+                nn.Sequential(*convolution(channels, reduce5, 1, bn=bn), *convolution(reduce5, c5, 5, **last)),
+                nn.Sequential(nn.MaxPool2d(3, 1, padding=1), *convolution(channels, pool, 1, **last)),
+            ]
+        )
+        self.out = c1 + c3 + c5 + pool
+        self.residual_scale = residual_scale
+        if residual_scale is not None:
+            same = channels == self.out
+            self.shortcut = (
+                nn.Identity() if same else nn.Sequential(*convolution(channels, self.out, 1, bn=bn, relu=False))
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, out, H, W)."""
+        branches = torch.cat([branch(x) for branch in self.branches], dim=1)
+        if self.residual_scale is None:
+            return branches
+        return F.relu(torch.add(self.shortcut(x), branches, alpha=self.residual_scale))
+
+
+class Inception(nn.Module):
+    """Inception v1 (GoogLeNet) without auxiliary classifiers, fitted to 32 x 32 input.
+
+    residual_scale: None for plain blocks (5,971,962 parameters at width 1), a factor for residual ones (7,954,986).
+    width: factor on every channel count. seed: of the dropout masks.
+    """
+
+    def __init__(
+        self,
+        *,
+        residual_scale: float | None = None,
+        bn: bool = False,
+        width: float = 1.0,
+        init: str = "he",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        c1, c2 = (scaled(c, width) for c in STEM)
+        layers: list[nn.Module] = [
+            *convolution(3, c1, 3, bn=bn), nn.MaxPool2d(3, 2, padding=1),  # (B, 64, 16, 16)
+            *convolution(c1, c2, 3, bn=bn), nn.MaxPool2d(3, 2, padding=1),  # (B, 192, 8, 8)
+        ]  # fmt: skip
+        channels = c2
+        for entry in BLOCKS:
+            if len(entry) == 2:
+                kernel, padding = entry
+                layers.append(nn.MaxPool2d(kernel, 2, padding=padding))
+                continue
+            block = Block(channels, tuple(scaled(c, width) for c in entry), residual_scale=residual_scale, bn=bn)
+            layers.append(block)
+            channels = block.out
+        self.features = nn.Sequential(*layers)  # (B, 1024, 2, 2) at width 1
+        self.dropout = StepDropout(DROPOUT_RATE, seed)
+        self.output = nn.Linear(channels, 10)
+        initialize(self, init, output=self.output)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, 32, 32) to logits (B, 10)."""
+        return self.output(self.dropout(self.features(x).mean((2, 3))))
+
+
+def build(config: RunConfig) -> Inception:
+    """The network of a run, its weights drawn from PyTorch's global generator."""
+    return Inception(
+        residual_scale=config.residual_scale if config.model.startswith("inception_res") else None,
+        bn=config.model.endswith("_bn"),
+        width=config.width,
+        init=config.init,
+        seed=stream_seed(config.seed, DROPOUT),
+    )
+
+
+# --- Training --------------------------------------------------------------------------------------------------------
+
+
+def training_step(run: TrainingRun, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """One update of one network on one batch: images (B, 3, 32, 32), labels (B,).
+
+    Returns the loss before the update and the number of correct predictions, both still on the device.
+    """
+    with run.autocast():
+        logits = run.model(images)
+        loss = F.cross_entropy(logits, labels)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    run.optimizer.step()
+    return loss.detach(), (logits.argmax(1) == labels).sum()
+
+
+def train(group: Lockstep) -> None:
+    """Trains a lockstep group to its last epoch."""
+    update = group.accelerate(training_step)  # on CUDA: the whole step becomes one graph, replayed for each batch
+    for epoch in group.epochs():  # those still to do
+        for batch in group.batches(epoch):  # shuffled, augmented, on the device
+            update(batch)  # every run takes its step on the same batch; its loss stays on the device
+        group.evaluate(epoch)  # test loss and accuracy; writes the epoch's rows
+
+
+def main(argv: list[str]) -> None:
+    settings = script.parse(InceptionSettings, argv, "MyFramework.py", __doc__, PRESETS)
+    if settings.evaluate:
+        script.evaluate_folder(settings, build, models=tuple(m + bn for m in MODELS for bn in ("", "_bn")))
+        return
+    for group in script.groups(settings, build):
+        train(group)
+
+
+if __name__ == "__main__":
+    script.run(main, sys.argv[1:])

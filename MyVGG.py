@@ -1,0 +1,142 @@
+"""VGG-A with and without BatchNorm on CIFAR-10, trained in lockstep at several learning rates.
+
+    python MyVGG.py --bn --lrs 1e-3 1e-4 5e-4 5e-5     # figure 9 and the BatchNorm half of the landscape
+    python MyVGG.py --lrs 1e-3 1e-4 5e-4 5e-5          # figure 10 and the other half
+    python MyVGG.py --preset paper --bn                # the probes of Santurkar et al. (2018), figure 4
+    python MyVGG.py --evaluate results/report/vgg_a_bn/adam-lr1e-3-wd1e-4-seed0
+
+All learning rates start from the same weights and see the same augmented batches in the same order, so that the band
+between their losses shows what the learning rate does. Every run has a folder of its own below results/.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cifar_lab import script
+from cifar_lab.config import PAPER_PRESETS, PRESETS, RunConfig
+from cifar_lab.layers import initialize, scaled
+from cifar_lab.lockstep import Lockstep, TrainingRun
+from cifar_lab.settings import OPTIMIZERS, Settings, choice, complaint_about_optimizers, flag, integer, real
+from landscape import etas, probe
+
+# --- Settings --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class VGGSettings(Settings):
+    """The flags of this script; the defaults are the report's."""
+
+    bn: bool = flag(False, "a BatchNorm after every convolution and hidden linear layer")
+    lrs: tuple[float, ...] = flag((1e-3,), "learning rates, trained in lockstep", real(0, 1e6, above=True), many=True)
+    optimizer: str = flag("adam", f"optimizer: {', '.join(OPTIMIZERS)}", choice(*OPTIMIZERS))
+    momentum: float = flag(0.0, "momentum of sgd", real(0, 1))
+    probe_every: int = flag(
+        0, "steps between two probes of the landscape along the gradient; 0: none", integer(0, 10**9)
+    )
+
+    def complaint(self) -> str:
+        return complaint_about_optimizers((self.optimizer,), self.momentum)
+
+    def runs(self, seed: int) -> list[RunConfig]:
+        """One lockstep group: a run for each learning rate."""
+        model = "vgg_a_bn" if self.bn else "vgg_a"
+        return [script.run_config(self, model=model, lr=lr, optimizer=self.optimizer, seed=seed) for lr in self.lrs]
+
+
+# --- Network ---------------------------------------------------------------------------------------------------------
+
+# Simonyan & Zisserman (2015), table 1, column A: output channels of 3x3 convolutions; M is a 2x2 max-pool.
+COLUMN_A = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
+HIDDEN = 512  # units of the two hidden linear layers, in place of ImageNet's 4096
+
+
+class VGG(nn.Module):
+    """VGG-A with a head for 32 x 32 input.
+
+    width: factor on every channel count. bn: a BatchNorm (Ioffe & Szegedy 2015) between each convolution or hidden
+    linear layer and its ReLU; the layers keep their biases, so that both networks draw the same weights.
+    """
+
+    def __init__(self, *, bn: bool = False, width: float = 1.0, init: str = "he", classes: int = 10) -> None:
+        super().__init__()
+        features: list[nn.Module] = []
+        channels = 3
+        for entry in COLUMN_A:
+            if entry == "M":
+                features.append(nn.MaxPool2d(2, 2))
+                continue
+            out = scaled(entry, width)
+            features += [nn.Conv2d(channels, out, 3, padding=1), *([nn.BatchNorm2d(out)] if bn else []), nn.ReLU(True)]
+            channels = out
+        head: list[nn.Module] = []
+        for out in (scaled(HIDDEN, width),) * 2:
+            head += [nn.Linear(channels, out), *([nn.BatchNorm1d(out)] if bn else []), nn.ReLU(True)]
+            channels = out
+        head.append(nn.Linear(channels, classes))
+        self.features = nn.Sequential(*features)
+        self.head = nn.Sequential(*head)
+        initialize(self, init, output=head[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, 32, 32) to logits (B, classes)."""
+        return self.head(self.features(x).flatten(1))  # (B, 512, 1, 1) before the head at width 1
+
+
+def VGG_A(**options) -> VGG:
+    """VGG-A without BatchNorm: 9,750,922 parameters at width 1."""
+    return VGG(bn=False, **options)
+
+
+def VGG_BatchNorm(**options) -> VGG:
+    """VGG-A with BatchNorm: 9,758,474 parameters at width 1."""
+    return VGG(bn=True, **options)
+
+
+def build(config: RunConfig) -> VGG:
+    """The network of a run, its weights drawn from PyTorch's global generator."""
+    return VGG(bn=config.model == "vgg_a_bn", width=config.width, init=config.init)
+
+
+# --- Training --------------------------------------------------------------------------------------------------------
+
+
+def training_step(run: TrainingRun, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """One update of one network on one batch: images (B, 3, 32, 32), labels (B,).
+
+    Returns the loss before the update and the number of correct predictions, both still on the device.
+    """
+    with run.autocast():
+        logits = run.model(images)
+        loss = F.cross_entropy(logits, labels)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    run.optimizer.step()
+    return loss.detach(), (logits.argmax(1) == labels).sum()
+
+
+def train(group: Lockstep, probe_every: int) -> None:
+    """Trains a lockstep group to its last epoch."""
+    update = group.accelerate(training_step)  # on CUDA: the whole step becomes one graph, replayed for each batch
+    for epoch in group.epochs():  # those still to do
+        for batch in group.batches(epoch):  # shuffled, augmented, on the device
+            if probe_every and batch.step % probe_every == 0:
+                for run in batch.runs:  # at the weights before the update, on the batch that the update will use
+                    run.record_probe(batch.step, probe(run.model, batch.images, batch.labels, etas(run.config.lr)))
+            update(batch)  # every run takes its step on the same batch; its loss stays on the device
+        group.evaluate(epoch)  # test loss and accuracy; writes the epoch's rows
+
+
+def main(argv: list[str]) -> None:
+    settings = script.parse(VGGSettings, argv, "MyVGG.py", __doc__, PRESETS | PAPER_PRESETS)
+    if settings.evaluate:
+        script.evaluate_folder(settings, build, models=("vgg_a", "vgg_a_bn"))
+        return
+    for group in script.groups(settings, build):
+        train(group, settings.probe_every)
+
+
+if __name__ == "__main__":
+    script.run(main, sys.argv[1:])

@@ -1,0 +1,1 @@
+"""What the training scripts share and that is not the method: data, batches, device, run folders."""

@@ -1,0 +1,113 @@
+"""What a person sees: bars on a terminal, one plain line an epoch elsewhere."""
+
+import signal
+import sys
+import time
+
+from tqdm import tqdm
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class Console:
+    """Progress of a lockstep group: a bar over epochs and one over the batches of the epoch."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self._epochs: tqdm | None = None
+        self._batches: tqdm | None = None
+
+    def say(self, text: str) -> None:
+        """One line, above the bars where there are any."""
+        if self.terminal:
+            tqdm.write(text)
+        else:
+            print(text, flush=True)
+
+    def start_epochs(self, done: int, total: int) -> None:
+        if self.terminal:
+            self._epochs = tqdm(total=total, initial=done, unit="epoch", desc="epochs", position=0, dynamic_ncols=True)
+
+    def start_batches(self, epoch: int, done: int, total: int) -> None:
+        if self.terminal:
+            self._batches = tqdm(
+                total=total,
+                initial=done,
+                unit="batch",
+                desc=f"epoch {epoch}",
+                position=1,
+                leave=False,
+                dynamic_ncols=True,
+            )
+
+    def batches_at(self, step: int, status: str = "") -> None:
+        """Moves the inner bar to a step; tqdm limits how often it is drawn."""
+        if self._batches is not None:
+            if status:
+                self._batches.set_postfix_str(status, refresh=False)
+            self._batches.update(step - self._batches.n)
+
+    def end_batches(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def end_epoch(self, epoch: int, line: str) -> None:
+        """The epoch's result: on the bar, or as a line of its own."""
+        if self._epochs is not None:
+            self._epochs.set_postfix_str(line, refresh=False)
+            self._epochs.update(epoch - self._epochs.n)
+        else:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        self.end_batches()
+        if self._epochs is not None:
+            self._epochs.close()
+            self._epochs = None
+
+
+class Stopped(Exception):
+    """A signal asked the program to stop, and what was trained is saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.status = 128 + number
+
+
+class StopSignals:
+    """Notes SIGINT and SIGTERM while it is entered, so that a step can be finished; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def _note(self, number: int, frame) -> None:
+        if self.received is not None:
+            raise Stopped(number)
+        self.received = number
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class Stopwatch:
+    """Seconds since the last lap; one whose time is not asked for leaves it out of training time."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        passed, self._last = now - self._last, now
+        return passed

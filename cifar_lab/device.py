@@ -1,0 +1,127 @@
+"""The device: which one, in what precision, and how fast its matrix product is."""
+
+import contextlib
+import functools
+import os
+import platform
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cifar_lab.plan import SIZE
+from cifar_lab.settings import Settings
+
+
+class DeviceError(Exception):
+    """The device or precision that was asked for is not to be had here; the text says which and why."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how a run computes. None of this is part of a run's identity."""
+
+    torch: torch.device
+    precision: str  # fp32, tf32 or bf16
+    channels_last: bool = True
+    cuda_graph: bool = False
+    note: str = ""  # why the precision is not the usual one; printed once
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """bf16 arithmetic over fp32 master weights, or nothing.
+
+        The weight cache of autocast is off: inside a CUDA graph it would hold tensors of the first capture.
+        """
+        if self.precision != "bf16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.torch.type, torch.bfloat16, cache_enabled=False)
+
+    def place(self, module_or_images):
+        """A module, or images (B, C, H, W), on the device in its memory format."""
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        return module_or_images.to(self.torch, memory_format=memory_format)
+
+    def synchronize(self) -> None:
+        """The host waits for the device."""
+        if self.torch.type != "cpu":
+            getattr(torch, self.torch.type).synchronize()
+
+    def describe(self) -> str:
+        """The device in words, for logs and tables."""
+        if self.torch.type == "cuda":
+            return f"cuda: {torch.cuda.get_device_name()}"
+        name = platform.processor() or platform.machine()
+        if os.path.exists("/proc/cpuinfo"):
+            with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+                name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+        return f"{self.torch.type}: {name}, {torch.get_num_threads()} threads"
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Images a forward pass of evaluation: large where that keeps a GPU busy, in cache on a CPU."""
+        return 2_500 if self.torch.type == "cuda" else 500
+
+
+def choose(settings: Settings) -> Device:
+    """The device that the flags ask for. Sets PyTorch's process-wide precision and determinism. Raises DeviceError."""
+    kind, precision, note = settings.device, settings.precision, ""
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("--device mps: PyTorch finds no Apple GPU here; use --device cpu or auto")
+    has_bf16 = kind == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+    if precision == "auto":
+        precision = "bf16" if has_bf16 else "fp32"
+        if kind == "cuda" and not has_bf16:
+            note = f"{torch.cuda.get_device_name()} has no bf16 arithmetic: training in fp32"
+    elif precision == "tf32" and not has_bf16:
+        raise DeviceError(f"--precision tf32: needs a CUDA device of compute capability 8.0 or newer, not {kind}")
+    elif precision == "bf16" and not has_bf16 and kind != "cpu":
+        raise DeviceError("--precision bf16: needs a CUDA device of compute capability 8.0 or newer, or a CPU")
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = not settings.deterministic
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Max-pooling has no deterministic flag of its own: PyTorch warns of it, tests/test_cuda.py compares two runs.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return Device(
+        torch.device(kind), precision, settings.channels_last, settings.cuda_graph and kind == "cuda", note
+    )  # fmt: skip
+
+
+@functools.cache
+def matmul_rate(device: Device, seconds: float = 0.3) -> float:
+    """FLOP/s of a large square matrix product in the device's precision: the median over repeats within `seconds`.
+
+    Measured once a process and device.
+    """
+    n = 8192 if device.torch.type == "cuda" else 1536
+    dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
+    a, b = (torch.randn(n, n, device=device.torch).to(dtype) for _ in range(2))
+    rates = []
+    stop = time.perf_counter() + seconds
+    while len(rates) < 4 or time.perf_counter() < stop:
+        device.synchronize()
+        start = time.perf_counter()
+        a @ b
+        device.synchronize()  # the host waits: this is a measurement
+        rates.append(2 * n**3 / (time.perf_counter() - start))
+    return sorted(rates[1:])[len(rates[1:]) // 2]
+
+
+def flops_per_training_image(model: nn.Module) -> float:
+    """FLOPs of one forward and backward pass for one image, as `torch.utils.flop_counter` counts them.
+
+    model: on the meta device, where shapes are computed and nothing else is.
+    """
+    batch = 2  # BatchNorm needs more than one value a channel
+    images = torch.empty(batch, 3, SIZE, SIZE, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        loss: Tensor = model.train()(images).sum()
+        loss.backward()
+    return counter.get_total_flops() / batch

@@ -1,0 +1,92 @@
+"""Batches: the data set lives on the device as bytes; a batch is gathered, augmented and normalized there."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from cifar_lab.augment import augment, normalize, to_unit
+from cifar_lab.data import Cifar10
+from cifar_lab.device import Device
+from cifar_lab.plan import epoch_plan
+
+
+class Loader:
+    """The batches of one seed, and the test images.
+
+    `position` (step within the epoch) and `global_step` (over the whole run) are counters on the device, from 0: a
+    replayed CUDA graph reads and advances them without the host.
+    """
+
+    def __init__(
+        self,
+        data: Cifar10,
+        device: Device,
+        *,
+        seed: int,
+        batch_size: int,
+        train_size: int,
+        test_size: int,
+        augmented: bool,
+    ) -> None:
+        def resident(array, count):
+            return torch.from_numpy(array[:count]).to(device.torch)
+
+        self.device = device
+        self.seed = seed
+        self.batch_size = batch_size
+        self.augmented = augmented
+        self.images = resident(data.train_images, train_size)  # (N, 32, 32, 3) uint8
+        self.labels = resident(data.train_labels, train_size).long()  # (N,)
+        self.test_images = resident(data.test_images, test_size)
+        self.test_labels = resident(data.test_labels, test_size).long()
+        self.position = torch.zeros((), dtype=torch.int64, device=device.torch)
+        self.global_step = torch.zeros((), dtype=torch.int64, device=device.torch)
+        self._order = torch.zeros(train_size, dtype=torch.int64, device=device.torch)
+        self._table = torch.zeros(train_size, 10, device=device.torch)  # rows of EpochPlan.table
+        self._offsets = torch.arange(batch_size, device=device.torch)
+        # The next epoch's plan is drawn while this one trains: numpy lets go of the interpreter lock.
+        self._planner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="epoch-plan")
+        self._ahead: tuple[int, Future] | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch, the partial last batch included."""
+        return -(-len(self.images) // self.batch_size)
+
+    def size(self, step: int) -> int:
+        """Images in the batch of a step within the epoch, from 0."""
+        return min(self.batch_size, len(self.images) - step * self.batch_size)
+
+    def _plan(self, epoch: int) -> tuple[Tensor, Tensor]:
+        plan = epoch_plan(self.seed, epoch, len(self.images), augment=self.augmented)
+        return torch.from_numpy(plan.order), torch.from_numpy(plan.table())
+
+    def start_epoch(self, epoch: int, step: int = 0) -> None:
+        """Puts an epoch's plan and the counters on the device, to go on at a step within the epoch."""
+        ahead = self._ahead
+        plan = ahead[1].result() if ahead and ahead[0] == epoch else self._plan(epoch)
+        self._ahead = epoch + 1, self._planner.submit(self._plan, epoch + 1)
+        self._order.copy_(plan[0])
+        self._table.copy_(plan[1])
+        self.position.fill_(step)
+        self.global_step.fill_((epoch - 1) * self.steps + step)
+
+    def batch(self, size: int) -> tuple[Tensor, Tensor]:
+        """The batch at `position`: images (size, 3, 32, 32) in [-1, 1], labels (size,). Reads nothing from the host."""
+        rows = self._offsets[:size] + self.position * self.batch_size
+        index = self._order.index_select(0, rows)
+        images = self.images.index_select(0, index)
+        images = augment(images, self._table.index_select(0, rows)) if self.augmented else normalize(to_unit(images))
+        return self.device.place(images), self.labels.index_select(0, index)
+
+    def advance(self) -> None:
+        """Moves the counters on by a step."""
+        self.position += 1
+        self.global_step += 1
+
+    def test_batches(self):
+        """The test images in order, only normalized, with their labels."""
+        size = self.device.evaluation_batch
+        for images, labels in zip(self.test_images.split(size), self.test_labels.split(size), strict=True):
+            yield self.device.place(normalize(to_unit(images))), labels

@@ -1,0 +1,416 @@
+"""Runs in lockstep: networks that differ in one setting take each step together, on the same batch.
+
+A script walks over `epochs` and `batches` and calls its own training step; behind these iterators are resuming, the
+device, the logs and the checkpoints. Each run has a position of its own. A run that is ahead (its checkpoint is newer,
+or it was trained alone before) waits until the others have caught up.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cifar_lab import checkpoint
+from cifar_lab.capture import capture
+from cifar_lab.config import RunConfig
+from cifar_lab.console import Console, Stopped, StopSignals, Stopwatch, duration
+from cifar_lab.device import flops_per_training_image, matmul_rate
+from cifar_lab.layers import StepDropout
+from cifar_lab.loader import Loader
+from cifar_lab.optimizers import build_optimizer
+from cifar_lab.plan import INITIALIZATION, stream_seed
+from cifar_lab.recorder import Recorder
+from cifar_lab.runs import final_epochs, read_run
+
+TrainingStep = Callable[["TrainingRun", Tensor, Tensor], tuple[Tensor, Tensor]]
+READ_SECONDS = 1.0  # between two looks of the host at the losses
+IN_FLIGHT = 64  # steps between two marks in the device's queue; the host is at most four marks ahead
+ESTIMATE_AFTER = 20  # steps
+
+
+class TrainingRun:
+    """One network in training: model, optimizer, position, and the folder that it is recorded in."""
+
+    def __init__(
+        self, config: RunConfig, label: str, recorder: Recorder, loader: Loader, build: Callable[[RunConfig], nn.Module]
+    ) -> None:
+        self.config = config
+        self.label = label  # what tells it from the others of its group
+        self.recorder = recorder
+        self.autocast = loader.device.autocast
+        with torch.random.fork_rng(devices=[]):
+            # Drawn on the CPU, so that the weights do not depend on the device.
+            torch.manual_seed(stream_seed(config.seed, INITIALIZATION))
+            model = build(config)
+        self.model = loader.device.place(model).train()
+        for module in self.model.modules():
+            if isinstance(module, StepDropout):
+                module.step = loader.global_step
+        self.optimizer = build_optimizer(config, self.model.parameters(), loader.device.torch)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        with torch.device("meta"):
+            self.flops = flops_per_training_image(build(config))
+        self.epochs = 0  # whole epochs behind it
+        self.step = 0  # steps of the next epoch behind it
+        self.ended = False
+        # Of the epoch under way, on the device; the host reads them now and then.
+        self.losses = torch.zeros(loader.steps, device=loader.device.torch)
+        self.correct = torch.zeros(loader.steps, dtype=torch.int64, device=loader.device.torch)
+        self.epoch_seconds = 0.0
+        self.train_seconds = 0.0
+        self.probes: list[tuple] = []
+        self.saved_at: tuple[int, int] | None = None
+
+    @property
+    def prefix(self) -> str:
+        """Stands before what is said of this run; empty where it is alone."""
+        return f"{self.label}: " if self.label else ""
+
+    def at(self, epoch: int, step: int) -> bool:
+        """Whether the step of the epoch (from 1; step from 0) is the next thing that this run has to do."""
+        return not self.ended and (self.epochs, self.step) == (epoch - 1, step)
+
+    def record_probe(self, step: int, result) -> None:
+        """Rows for probes.csv; written with the next checkpoint or epoch."""
+        columns = (result.eta, result.loss, result.grad_norm, result.grad_change, result.grad_cosine, result.beta)
+        self.probes += [(step, *(float(x) for x in row)) for row in zip(*map(np.atleast_1d, columns), strict=True)]
+
+    def flush_probes(self) -> None:
+        if self.probes:
+            self.recorder.append_probes(self.probes)
+            self.probes = []
+
+    def save(self) -> None:
+        """Writes a checkpoint; the host waits for the device."""
+        if self.saved_at == (self.epochs, self.step):
+            return
+        self.flush_probes()
+        self.recorder.sync_logs()
+        state = {
+            "config": asdict(self.config),
+            "model": {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "epochs": self.epochs,
+            "step": self.step,
+            "losses": self.losses[: self.step].cpu(),
+            "correct": self.correct[: self.step].cpu(),
+            "epoch_seconds": self.epoch_seconds,
+            "train_seconds": self.train_seconds,
+        }
+        checkpoint.save(self.recorder.folder, state)
+        self.saved_at = (self.epochs, self.step)
+
+    def _usable(self, path, state: dict) -> None:
+        if differ := checkpoint.differing(state, self.config):
+            raise checkpoint.CheckpointError(f"{path}: of a run with other settings ({', '.join(differ)})")
+        checkpoint.check_architecture(path, self.model, state["model"])
+        if not 0 <= state["step"] == len(state["losses"]) == len(state["correct"]) <= len(self.losses):
+            raise checkpoint.CheckpointError(f"{path}: its position does not fit its losses")
+
+    def resume(self, warn: Callable[[str], None]) -> bool:
+        """Takes over the newest usable checkpoint and cuts the logs back to it; False where there is none."""
+        state = checkpoint.newest(self.recorder.folder, self._usable, warn)
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.epochs, self.step = state["epochs"], state["step"]
+            self.losses[: self.step] = state["losses"].to(self.losses.device)
+            self.correct[: self.step] = state["correct"].to(self.correct.device)
+            self.epoch_seconds, self.train_seconds = state["epoch_seconds"], state["train_seconds"]
+            self.saved_at = (self.epochs, self.step)
+        steps = self.epochs * len(self.losses)
+        self.recorder.cut_back(self.epochs, steps, probed_up_to=steps + self.step)
+        return state is not None
+
+
+class Batch:
+    """One step's batch, the same for every run that takes it."""
+
+    def __init__(self, loader: Loader, epoch: int, index: int, runs: list[TrainingRun]) -> None:
+        self.index = index  # within the epoch, from 0
+        self.step = (epoch - 1) * loader.steps + index + 1  # over the whole run, from 1
+        self.size = loader.size(index)
+        self.runs = runs
+        self._loader = loader
+
+    @cached_property
+    def _tensors(self) -> tuple[Tensor, Tensor]:
+        return self._loader.batch(self.size)
+
+    @property
+    def images(self) -> Tensor:
+        """(size, 3, 32, 32), in [-1, 1]."""
+        return self._tensors[0]
+
+    @property
+    def labels(self) -> Tensor:
+        """(size,) int64."""
+        return self._tensors[1]
+
+
+class Lockstep:
+    """A group of runs that share seed, data and batches."""
+
+    def __init__(
+        self, runs: list[TrainingRun], loader: Loader, console: Console, stop: StopSignals, *,
+        epochs: int, checkpoint_seconds: float, later_groups: int = 0,
+    ) -> None:  # fmt: skip
+        self.runs = runs
+        self.loader = loader
+        self.device = loader.device
+        self._console = console
+        self._stop = stop
+        self._target = epochs
+        self._checkpoint_seconds = checkpoint_seconds
+        self._later_groups = later_groups  # of other seeds, for the estimate
+        self._stopwatch = Stopwatch()
+        self._saved = time.monotonic()
+        self._taken = 0  # steps in this process
+        self._first_step = 0.0  # when the first of them was launched
+
+    # --- What a script walks over --------------------------------------------------------------------------------
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs still to do, from 1."""
+        for run in self.runs:
+            if not run.ended and run.epochs >= self._target:
+                self._finish(run)  # killed between its last checkpoint and its summary
+        self._console.start_epochs(min((run.epochs for run in self.runs if not run.ended), default=0), self._target)
+        while waiting := [run.epochs for run in self.runs if not run.ended]:
+            yield min(waiting) + 1
+        self._console.close()
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, from where the furthest behind of its runs stands."""
+        start = min(run.step for run in self.runs if not run.ended and run.epochs == epoch - 1)
+        self.loader.start_epoch(epoch, start)
+        self._console.start_batches(epoch, start, self.loader.steps)
+        self._stopwatch.lap()
+        read = time.monotonic()
+        marks: deque = deque()
+        for index in range(start, self.loader.steps):
+            active = [run for run in self.runs if run.at(epoch, index)]
+            if not active:  # those behind have diverged, the others are further ahead
+                self.loader.advance()
+                continue
+            yield Batch(self.loader, epoch, index, active)
+            for run in active:
+                run.step = index + 1
+            self._estimate_after(epoch, index)
+            if self.device.torch.type == "cuda" and index % IN_FLIGHT == 0:
+                marks.append(torch.cuda.Event())
+                marks[-1].record()
+                if len(marks) > 4:
+                    marks.popleft().synchronize()  # the host waits, while the device has 3 marks to go
+            now = time.monotonic()
+            save = now - self._saved >= self._checkpoint_seconds or self._stop.received is not None
+            if save or now - read >= READ_SECONDS:
+                self._read(active, index + 1)
+                read = now
+            if save:
+                self._save(active)
+        self._console.end_batches()
+
+    def accelerate(self, training_step: TrainingStep) -> Callable[[Batch], None]:
+        """The training step for every run of a batch: replayed from a CUDA graph where the device has them."""
+        graphs: dict[tuple[str, ...], torch.cuda.CUDAGraph | None] = {}
+
+        def step(runs: list[TrainingRun], images: Tensor, labels: Tensor, branch: Callable = nullcontext) -> None:
+            place = self.loader.position.view(1)
+            for i, run in enumerate(runs):
+                with branch(i):
+                    loss, correct = training_step(run, images, labels)
+                    run.losses.index_copy_(0, place, loss.float().view(1))
+                    run.correct.index_copy_(0, place, correct.view(1))
+
+        def captured(batch: Batch) -> torch.cuda.CUDAGraph | None:
+            graphs.clear()  # runs that parted, or met, do not come back: the last graph is never used again
+            try:
+                return capture(
+                    lambda branch: step(batch.runs, *self.loader.batch(batch.size), branch), self.loader.advance,
+                    batch.runs, [self.loader.position, self.loader.global_step],
+                )  # fmt: skip
+            except RuntimeError as error:
+                self.device = replace(self.device, cuda_graph=False)
+                self._console.say(f"no CUDA graph, training goes on without one: {str(error).splitlines()[0]}")
+                return None
+            finally:
+                self._stopwatch.lap()  # not training time
+
+        def update(batch: Batch) -> None:
+            graph = None
+            if self.device.cuda_graph and batch.size == self.loader.batch_size:
+                key = tuple(run.label for run in batch.runs)
+                if key not in graphs:
+                    graphs[key] = captured(batch)
+                graph = graphs[key]
+            if graph is not None:
+                graph.replay()
+            else:
+                step(batch.runs, batch.images, batch.labels)
+                self.loader.advance()
+
+        return update
+
+    def evaluate(self, epoch: int) -> None:
+        """Test loss and accuracy of every run that has trained the epoch; writes its rows. Not training time."""
+        steps = self.loader.steps
+        trained = [run for run in self.runs if run.at(epoch, steps)]
+        if trained:
+            self._read(trained, steps)  # the host waits, once an epoch: here its training time ends
+        trained = [run for run in trained if not run.ended]
+        totals = [self._test(run, trained) for run in trained]
+        line = [f"epoch {epoch}/{self._target}"]
+        for run, total in zip(trained, totals, strict=True):
+            loss, correct = (x / len(self.loader.test_labels) for x in total.tolist())
+            if np.isfinite(loss):
+                line.append(self._end_epoch(run, loss, 100 * correct))
+            else:
+                self._diverged(run, steps, "test loss")
+        if len(line) > 1:
+            self._console.end_epoch(epoch, "; ".join(line))
+        for run in trained:
+            if not run.ended and run.epochs >= self._target:
+                self._finish(run)
+        if time.monotonic() - self._saved >= self._checkpoint_seconds or self._stop.received is not None:
+            self._save(trained)
+
+    # --- Behind them ---------------------------------------------------------------------------------------------
+
+    def _read(self, runs: list[TrainingRun], step: int) -> None:
+        """Looks at the losses of the epoch so far: shares out the time, moves the bar, ends runs that have diverged."""
+        losses = torch.stack([run.losses[:step] for run in runs]).cpu().numpy()  # the host waits
+        passed = self._stopwatch.lap()
+        for run in runs:
+            run.epoch_seconds += passed / len(runs)
+        seen = min(step * self.loader.batch_size, len(self.loader.images))
+        speed = seen / max(float(np.mean([run.epoch_seconds for run in runs])), 1e-9)
+        recent = " ".join(f"{np.mean(row[-50:]):.3f}" for row in losses)
+        right = " ".join(f"{100 * int(run.correct[:step].sum()) / seen:.1f}%" for run in runs)
+        self._console.batches_at(step, f"loss {recent}, accuracy {right}, {speed:.0f} images/s")
+        for run, finite in zip(runs, np.isfinite(losses), strict=True):
+            if not finite.all():
+                self._diverged(run, int(np.argmin(finite)), "training loss")
+
+    @torch.inference_mode()
+    def _test(self, run: TrainingRun, group: list[TrainingRun]) -> Tensor:
+        """(2,) float32 on the device: sum of the test losses, number of correct predictions."""
+        total = torch.zeros(2, device=self.device.torch)
+        run.model.eval()
+        for images, labels in self.loader.test_batches():
+            if self._stop.received is not None:
+                self._save(group)
+            with run.autocast():
+                logits = run.model(images)
+            total[0] += F.cross_entropy(logits.float(), labels, reduction="sum")
+            total[1] += (logits.argmax(1) == labels).sum()
+        run.model.train()
+        return total
+
+    def _end_epoch(self, run: TrainingRun, test_loss: float, test_accuracy: float) -> str:
+        """Writes the epoch's rows and moves the run on. Returns the result in words."""
+        losses = run.losses.cpu().numpy()
+        images = len(self.loader.images)
+        sizes = np.array([self.loader.size(i) for i in range(len(losses))])
+        train_loss = float(losses.astype(np.float64) @ sizes / images)
+        train_accuracy = 100 * int(run.correct.sum()) / images
+        seconds = max(run.epoch_seconds, 1e-9)
+        run.recorder.append_steps(run.epochs * len(losses) + 1, losses)
+        run.flush_probes()
+        run.recorder.append_epoch(
+            [
+                run.epochs + 1, run.config.lr, f"{train_loss:.6f}", f"{train_accuracy:.3f}", f"{test_loss:.6f}",
+                f"{test_accuracy:.3f}", f"{seconds:.4f}", f"{images / seconds:.1f}",
+            ]
+        )  # fmt: skip
+        run.epochs += 1
+        run.step = 0
+        run.train_seconds += run.epoch_seconds
+        run.epoch_seconds = 0.0
+        return f"{run.prefix}loss {train_loss:.3f}, accuracy {train_accuracy:.1f}%, test accuracy {test_accuracy:.2f}%"
+
+    def _diverged(self, run: TrainingRun, index: int, which: str) -> None:
+        """Ends a run at the step of the epoch (from 0) whose loss is not finite; its log is kept up to there."""
+        before = run.epochs * len(run.losses)
+        run.step = index
+        run.recorder.append_steps(before + 1, run.losses[:index].cpu().numpy())
+        run.probes = [probe for probe in run.probes if probe[0] <= before + index]
+        run.train_seconds += run.epoch_seconds
+        self._console.say(f"{run.prefix}diverged: the {which} at step {before + index + 1} is not finite")
+        self._finish(run, diverged_at_step=before + index + 1)
+        self._stopwatch.lap()
+
+    def _finish(self, run: TrainingRun, diverged_at_step: int | None = None) -> None:
+        """The end of a run: last checkpoint (never of weights that are not finite), summary, one line."""
+        if diverged_at_step is None:
+            run.save()
+        run.flush_probes()
+        run.recorder.sync_logs()
+        logs = read_run(run.recorder.folder)
+        accuracy = logs.epochs["test_accuracy"]
+        images = run.epochs * len(self.loader.images) + min(run.step * self.loader.batch_size, len(self.loader.images))
+        speed = images / run.train_seconds if run.train_seconds else None
+        rate = matmul_rate(self.device)
+        summary = {
+            "epochs": run.epochs,
+            "steps": len(logs.losses),
+            "final_accuracy": logs.final_accuracy,
+            "last_accuracy": float(accuracy[-1]) if len(accuracy) else None,
+            "best_accuracy_selected_on_test": float(accuracy.max()) if len(accuracy) else None,
+            "diverged_at_step": diverged_at_step,
+            "train_seconds": run.train_seconds,
+            "images_per_second": speed,
+            "parameters": run.parameters,
+            "flops_per_training_image": run.flops,
+            "tflops": speed and speed * run.flops / 1e12,
+            "matmul_tflops": rate / 1e12,
+            "share_of_matmul_rate": speed and speed * run.flops / rate,
+        }
+        run.recorder.finish(summary)
+        run.ended = True
+        words = [f"{run.prefix}{duration(run.train_seconds)} of training"]
+        if logs.final_accuracy is not None:
+            n = final_epochs(run.epochs)
+            words.append(f"final test accuracy {logs.final_accuracy:.2f}% (mean of the last {n} epochs)")
+        if speed:
+            words.append(f"{speed:.0f} images/s, {summary['tflops']:.3g} TFLOP/s")
+            words.append(f"{100 * summary['share_of_matmul_rate']:.0f}% of the matrix-product rate")
+        self._console.say(", ".join(words))
+
+    def _save(self, runs: list[TrainingRun]) -> None:
+        """Checkpoints of the runs that go on; ends the program where a signal asked for it. Not training time."""
+        for run in runs:
+            if not run.ended:
+                run.save()  # the host waits
+        self._saved = time.monotonic()
+        self._stopwatch.lap()
+        if self._stop.received is not None:
+            self._console.close()
+            raise Stopped(self._stop.received)
+
+    def _estimate_after(self, epoch: int, index: int) -> None:
+        """Says once how long all of it will take, and names smaller presets where that is long."""
+        self._taken += 1
+        if self._taken == 1:
+            self._first_step = time.monotonic()
+        if self._taken != ESTIMATE_AFTER:
+            return
+        self.device.synchronize()  # the host waits, once
+        a_step = (time.monotonic() - self._first_step) / (ESTIMATE_AFTER - 1)
+        steps = (
+            self.loader.steps * (self._target - epoch + 1)
+            - index
+            + self._later_groups * self.loader.steps * self._target
+        )
+        # An evaluation is a forward pass, about a third of a training step, over the test images.
+        seconds = a_step * steps * (1 + len(self.loader.test_labels) / len(self.loader.images) / 3)
+        self._console.say(f"about {duration(seconds)} to go, from the first {ESTIMATE_AFTER} steps")
+        if seconds > 3600 and self.device.torch.type == "cpu":
+            self._console.say("a GPU, or --preset quick (minutes) or --preset laptop (overnight), is faster")

@@ -1,0 +1,78 @@
+"""The epoch plan: the order of the images and every augmentation parameter of an epoch, drawn ahead on the host.
+
+What a batch holds is a function of (seed, epoch, step) alone: not of the device, the number of workers, or where a run
+was interrupted. Order and augmentation are independent streams of one seed.
+"""
+
+from dataclasses import dataclass
+from math import log
+
+import numpy as np
+
+SIZE = 32  # pixels, height and width of a CIFAR-10 image
+SCALE = (0.8, 1.0)  # area of the crop as a share of the image's
+RATIO = (3 / 4, 4 / 3)  # aspect ratio of the crop, torchvision's default
+BRIGHTNESS = CONTRAST = SATURATION = 0.2  # factors are uniform in 1 +- this
+HUE = 0.1  # shift, uniform in +- this, as a share of the colour circle
+DEGREES = 10.0  # rotation, uniform in +- this
+CROP_TRIES = 10  # torchvision's: then the largest central crop within RATIO, here the whole image
+
+# Streams of a seed. A new kind of draw gets a new number, so that the existing ones keep their values.
+INITIALIZATION, ORDER, AUGMENTATION, DROPOUT = range(4)
+
+
+def stream(seed: int, kind: int, epoch: int = 0) -> np.random.Generator:
+    """The generator of one stream of a seed, at an epoch."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, kind, epoch))))
+
+
+def stream_seed(seed: int, kind: int) -> int:
+    """A 32-bit seed for a generator outside numpy."""
+    return int(np.random.SeedSequence((seed, kind)).generate_state(1)[0])
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """One epoch's draws for N images, in the order in which they are visited."""
+
+    order: np.ndarray  # (N,) int64: index of the image
+    crop: np.ndarray  # (N, 4) float32: top, left, height, width in pixels
+    flip: np.ndarray  # (N,) float32: 1 mirrors left and right, 0 does not
+    angle: np.ndarray  # (N,) float32: degrees, counter-clockwise
+    color: np.ndarray  # (N, 4) float32: factors of brightness, contrast, saturation; shift of hue
+
+    def table(self) -> np.ndarray:
+        """All augmentation parameters side by side: (N, 10) float32, the columns in the order above."""
+        return np.concatenate([self.crop, self.flip[:, None], self.angle[:, None], self.color], axis=1)
+
+
+def _crops(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Random resized crops as torchvision draws them: area and log aspect ratio uniform, redrawn until they fit."""
+    crop = np.tile(np.array([0, 0, SIZE, SIZE], dtype=np.float32), (n, 1))
+    todo = np.arange(n)
+    for _ in range(CROP_TRIES):
+        area = SIZE * SIZE * rng.uniform(*SCALE, len(todo))
+        ratio = np.exp(rng.uniform(log(RATIO[0]), log(RATIO[1]), len(todo)))
+        width, height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+        corner = rng.random((2, len(todo)))
+        fits = (width > 0) & (width <= SIZE) & (height > 0) & (height <= SIZE)
+        top, left = np.floor(corner * (SIZE + 1 - np.stack([height, width])))
+        crop[todo[fits]] = np.stack([top, left, height, width], axis=1)[fits]
+        todo = todo[~fits]
+    return crop
+
+
+def epoch_plan(seed: int, epoch: int, images: int, *, augment: bool = True) -> EpochPlan:
+    """The plan of an epoch (from 1) over `images` images; without `augment`, its parameters change nothing."""
+    order = stream(seed, ORDER, epoch).permutation(images)
+    if not augment:
+        crop = np.tile(np.array([0, 0, SIZE, SIZE], dtype=np.float32), (images, 1))
+        zeros = np.zeros(images, dtype=np.float32)
+        return EpochPlan(order, crop, zeros, zeros, np.tile(np.array([1, 1, 1, 0], dtype=np.float32), (images, 1)))
+    rng = stream(seed, AUGMENTATION, epoch)
+    flip = (rng.random(images) < 0.5).astype(np.float32)
+    angle = rng.uniform(-DEGREES, DEGREES, images).astype(np.float32)
+    low = np.array([1 - BRIGHTNESS, 1 - CONTRAST, 1 - SATURATION, -HUE])
+    high = np.array([1 + BRIGHTNESS, 1 + CONTRAST, 1 + SATURATION, HUE])
+    color = rng.uniform(low, high, (images, 4)).astype(np.float32)
+    return EpochPlan(order, _crops(rng, images), flip, angle, color)
