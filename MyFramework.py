@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifar_lab import script
+from cifar_lab.capture import side_by_side
 from cifar_lab.config import PRESETS, RunConfig
 from cifar_lab.layers import StepDropout, initialize, scaled
 from cifar_lab.lockstep import Lockstep, TrainingRun
@@ -115,7 +116,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out, H, W)."""
-        branches = torch.cat([branch(x) for branch in self.branches], dim=1)
+        branches = torch.cat(side_by_side(self.branches, x), dim=1)
         if self.residual_scale is None:
             return branches
         return F.relu(torch.add(self.shortcut(x), branches, alpha=self.residual_scale))
@@ -181,9 +182,8 @@ def training_step(run: TrainingRun, images: Tensor, labels: Tensor) -> tuple[Ten
 
     Returns the loss before the update and the number of correct predictions, both still on the device.
     """
-    with run.autocast():
-        logits = run.model(images)
-        loss = F.cross_entropy(logits, labels)
+    logits = run.forward(images)  # (B, 10), in the device's precision
+    loss = F.cross_entropy(logits, labels)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     run.optimizer.step()

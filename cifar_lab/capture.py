@@ -1,16 +1,41 @@
 """A whole training step as one CUDA graph: batch, augmentation, and every run's forward, backward and update.
 
 The script's step is called three times to warm up and once to be captured; from then on a replay launches its kernels
-without Python. Runs of a lockstep group are captured on streams of their own, forked and joined by events, so that
-small networks share the GPU.
+without Python. Runs of a lockstep group, and the branches of a network within one, are captured on streams of their
+own, forked and joined by events: their kernels are too small to fill a GPU alone.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor, nn
 
+_branching = False  # while a single run's step is captured
 WARM_UP = 3  # steps before the capture: cuDNN chooses its algorithms, optimizers make their state
+
+
+def side_by_side(branches: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
+    """Every branch's output for the same input; while one run's CUDA graph is captured, each on a stream of its own.
+
+    The backward pass of a branch runs on the stream of its forward pass, so that branches overlap there too. In
+    lockstep the runs overlap already, and more streams than that cost more than they give: on an H100 an epoch of the
+    residual Inception took 1.48 s with branches side by side and 2.02 s without, three of them in lockstep 4.18 and
+    3.35 s.
+    """
+    if not _branching:
+        return [branch(x) for branch in branches]
+    main = torch.cuda.current_stream()
+    outputs, streams = [], []
+    for branch in branches:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(main)  # fork: x is ready
+        with torch.cuda.stream(stream):
+            outputs.append(branch(x))
+        streams.append(stream)
+    for stream in streams:
+        main.wait_stream(stream)  # join
+    return outputs
 
 
 def _state(runs) -> list:
@@ -40,6 +65,7 @@ def capture(
     A step drops the gradients before each backward pass, and so does the graph: a replay then writes them into the
     graph's own memory instead of zeroing and adding. Raises RuntimeError where the step cannot be captured.
     """
+    global _branching
     main = torch.cuda.Stream()
     side = [torch.cuda.Stream() for _ in runs] if len(runs) > 1 else []
 
@@ -77,9 +103,11 @@ def capture(
                 whole_step()
         torch.cuda.synchronize()  # the host waits, once a capture
         graph = torch.cuda.CUDAGraph()
+        _branching = len(runs) == 1
         with torch.cuda.graph(graph, stream=main):
             whole_step()
     finally:
+        _branching = False
         torch.cuda.synchronize()
         _restore(runs, saved)
         for tensor, value in zip(kept, before, strict=True):

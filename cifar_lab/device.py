@@ -1,6 +1,5 @@
 """The device: which one, in what precision, and how fast its matrix product is."""
 
-import contextlib
 import functools
 import os
 import platform
@@ -29,14 +28,24 @@ class Device:
     cuda_graph: bool = False
     note: str = ""  # why the precision is not the usual one; printed once
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """bf16 arithmetic over fp32 master weights, or nothing.
+    def forward(self, model: nn.Module, images: Tensor) -> Tensor:
+        """A network's logits in fp32: computed in bf16 over fp32 master weights, or in fp32 throughout.
 
-        The weight cache of autocast is off: inside a CUDA graph it would hold tensors of the first capture.
+        bf16 is what autocast computes, but for the number of kernels: autocast casts each weight and each gradient by
+        itself, here all of them are cast at once. Its weight cache is off: in a CUDA graph it would hold tensors of
+        another capture.
         """
         if self.precision != "bf16":
-            return contextlib.nullcontext()
-        return torch.autocast(self.torch.type, torch.bfloat16, cache_enabled=False)
+            return model(images)
+        weights = {
+            f"{prefix}.{name}": weight
+            for prefix, module in model.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear)
+            for name, weight in module.named_parameters(recurse=False)
+        }
+        low = dict(zip(weights, _ToBf16.apply(*weights.values()), strict=True))
+        with torch.autocast(self.torch.type, torch.bfloat16, cache_enabled=False):
+            return torch.func.functional_call(model, low, (images,)).float()
 
     def place(self, module_or_images):
         """A module, or images (B, C, H, W), on the device in its memory format."""
@@ -62,6 +71,22 @@ class Device:
     def evaluation_batch(self) -> int:
         """Images a forward pass of evaluation: large where that keeps a GPU busy, in cache on a CPU."""
         return 2_500 if self.torch.type == "cuda" else 500
+
+
+class _ToBf16(torch.autograd.Function):
+    """Casts a list of fp32 tensors to bf16, and their gradients back, in a kernel or two instead of one each."""
+
+    @staticmethod
+    def forward(ctx, *weights: Tensor) -> tuple[Tensor, ...]:
+        low = [torch.empty_like(weight, dtype=torch.bfloat16) for weight in weights]
+        torch._foreach_copy_(low, list(weights))
+        return tuple(low)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, ...]:
+        high = [torch.empty_like(gradient, dtype=torch.float32) for gradient in gradients]
+        torch._foreach_copy_(high, list(gradients))
+        return tuple(high)
 
 
 def choose(settings: Settings) -> Device:

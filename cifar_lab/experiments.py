@@ -53,7 +53,7 @@ class Experiment:
 
     def command(self, preset: str = "report", seeds: tuple[int, ...] = (0,)) -> str:
         """The command line, as a user types it."""
-        words = ["python", self.script, self.flags]
+        words = ["python", self.script, *([self.flags] if self.flags else [])]
         if preset == "report":
             words.append(f"--epochs {self.epochs}")
         else:

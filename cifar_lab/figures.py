@@ -1,10 +1,13 @@
 """The look that all figures share: sizes, a colour-blind-safe palette, the small print, PNG and SVG side by side."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+
+from cifar_lab.files import write_whole
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -59,9 +62,10 @@ def save(figure, stem: str | Path) -> list[Path]:
     """Writes `<stem>.png` and `<stem>.svg` and closes the figure. Returns both paths."""
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    for path, metadata in zip(paths, ({"Software": None}, {"Date": None}), strict=True):
-        figure.savefig(path, metadata=metadata)
+    paths = []
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        paths.append(stem.with_name(f"{stem.name}.{kind}"))
+        write_whole(paths[-1], functools.partial(figure.savefig, format=kind, metadata=metadata))
     plt.close(figure)
     return paths
 

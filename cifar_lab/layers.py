@@ -54,15 +54,17 @@ class StepDropout(nn.Module):
         self.p = p
         self.seed = seed
         self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("elements", torch.empty(0, dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: any shape, unchanged in eval mode."""
         if not self.training or not self.p:
             return x
-        key = _mix(_mix(self.step + self.seed & MASK_32) + self.seed & MASK_32)
-        bits = _mix(_mix(torch.arange(x.numel(), device=x.device)) ^ key)
-        keep = bits >= int(self.p * 2**32)
-        return x * keep.view(x.shape) / (1 - self.p)
+        if len(self.elements) < x.numel() or self.elements.device != x.device:
+            self.elements = _mix(torch.arange(x.numel(), device=x.device) + self.seed & MASK_32)
+        # The step's key is an odd multiple of its number, a bijection of 32-bit integers as well.
+        bits = _mix(self.elements[: x.numel()] ^ (self.step * 0x9E3779B1 & MASK_32))
+        return x * (bits >= int(self.p * 2**32)).view(x.shape) / (1 - self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -44,7 +44,7 @@ class TrainingRun:
         self.config = config
         self.label = label  # what tells it from the others of its group
         self.recorder = recorder
-        self.autocast = loader.device.autocast
+        self._device = loader.device
         with torch.random.fork_rng(devices=[]):
             # Drawn on the CPU, so that the weights do not depend on the device.
             torch.manual_seed(stream_seed(config.seed, INITIALIZATION))
@@ -67,6 +67,10 @@ class TrainingRun:
         self.train_seconds = 0.0
         self.probes: list[tuple] = []
         self.saved_at: tuple[int, int] | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, 32, 32) to logits (B, classes), fp32, computed in the device's precision."""
+        return self._device.forward(self.model, images)
 
     @property
     def prefix(self) -> str:
@@ -307,9 +311,8 @@ class Lockstep:
         for images, labels in self.loader.test_batches():
             if self._stop.received is not None:
                 self._save(group)
-            with run.autocast():
-                logits = run.model(images)
-            total[0] += F.cross_entropy(logits.float(), labels, reduction="sum")
+            logits = run.forward(images)
+            total[0] += F.cross_entropy(logits, labels, reduction="sum")
             total[1] += (logits.argmax(1) == labels).sum()
         run.model.train()
         return total

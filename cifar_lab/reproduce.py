@@ -9,10 +9,11 @@ will, also on another machine to which the results folder was moved.
 """
 
 import argparse
+import runpy
 import shlex
 import signal
-import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from cifar_lab.experiments import experiments, folder_of
 ROOT = Path(__file__).resolve().parent.parent
 # The surfaces that are drawn side by side at the end of a preset: runs, points a side, images.
 SURFACE_RUNS = ("vgg_a_lr0.001", "vgg_a_bn_lr0.001")
+STOPPED = 128 + signal.SIGTERM
 SURFACES = {"quick": ("11", "512"), "laptop": ("25", "512"), "report": ("25", "2000")}
 
 
@@ -36,22 +38,17 @@ def commands(preset: str, seeds: tuple[int, ...], results: str) -> list[str]:
     return [*training, f"python landscape.py surface {folders} --points {points} --images {images}"]
 
 
-def run(command: str, deadline: float) -> int:
-    """Runs one command to its end, or stops it cleanly at the deadline. Returns its exit status."""
-    words = shlex.split(command)
-    process = subprocess.Popen([sys.executable, str(ROOT / words[1]), *words[2:]])
-    # Ctrl-C reaches the command itself; SIGTERM and the deadline are passed on. It saves what it has trained.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+def run(command: str) -> int:
+    """Runs one command as a shell would, but in this process, which has loaded PyTorch. Returns its exit status."""
+    _, script, *arguments = shlex.split(command)
+    before, sys.argv = sys.argv, [script, *arguments]
     try:
-        while True:
-            try:
-                return process.wait(timeout=None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.terminate()
-                deadline = float("inf")
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGTERM, before[1])
+        sys.argv = before
+    return 0
 
 
 def main() -> int:
@@ -59,26 +56,36 @@ def main() -> int:
     parser.add_argument("preset", choices=[*PRESETS, *PAPER_PRESETS])
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="seeds of every run (0)")
     parser.add_argument("--results", default="results", help="folder that run folders are written to (results)")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop cleanly after this long (never)")
+    parser.add_argument("--seconds", type=float, help="stop cleanly after this long (never)")
     parser.add_argument("--list", action="store_true", help="print the commands instead of running them")
     args = parser.parse_args()
-    deadline = time.monotonic() + args.seconds
     listed = commands(args.preset, tuple(args.seed), args.results)
     if args.list:
         print(*listed, sep="\n")
         return 0
+    sys.path.insert(0, str(ROOT))
+    # A script in training takes SIGTERM as the wish to save and stop; between two of them it ends the list.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
+    alarm = threading.Timer(args.seconds or 0, signal.raise_signal, [signal.SIGTERM])
+    alarm.daemon = True
+    if args.seconds:
+        alarm.start()
     start = time.monotonic()
-    for number, command in enumerate(listed, start=1):
-        if time.monotonic() >= deadline:
-            break
-        print(f"[{number}/{len(listed)}] {command}", flush=True)
-        if status := run(command, deadline):
-            if time.monotonic() < deadline or status != 128 + signal.SIGTERM:
-                return status
-            break
-    else:
-        print(f"all {len(listed)} commands done in {(time.monotonic() - start) / 60:.1f} min", flush=True)
-    return run(f"python plot_results.py {shlex.quote(args.results)}", float("inf"))
+    status = 0
+    try:
+        for number, command in enumerate(listed, start=1):
+            print(f"[{number}/{len(listed)}] {command}", flush=True)
+            if status := run(command):
+                break
+    except SystemExit:
+        status = STOPPED
+    alarm.cancel()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if status not in (0, STOPPED):
+        return status
+    minutes = (time.monotonic() - start) / 60
+    print(f"{'all commands done' if status == 0 else 'stopped'} after {minutes:.1f} min", flush=True)
+    return run(f"python plot_results.py {shlex.quote(args.results)}") or status * (args.seconds is None)
 
 
 if __name__ == "__main__":

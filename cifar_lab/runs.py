@@ -346,8 +346,8 @@ def _find_bad_row(
         for name, cell in zip(columns, cells, strict=True):
             finite = _NUMBER.fullmatch(cell) and math.isfinite(float(cell))
             if not finite and not (name in not_finite and (_NUMBER.fullmatch(cell) or _NOT_FINITE.fullmatch(cell))):
-                shown = cell[:40].decode("ascii", "backslashreplace")
-                raise RunFileError(path, f"{name} is not a finite number: {shown!r}", number + 1)
+                shown = ascii(cell[:40].decode("latin-1"))
+                raise RunFileError(path, f"{name} is not a finite number: {shown}", number + 1)
         if consecutive and float(cells[0]) != number:
             raise RunFileError(path, f"{consecutive} is {float(cells[0]):g} where {number} follows", number + 1)
     raise RunFileError(path, "not a table of numbers")

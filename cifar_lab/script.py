@@ -143,9 +143,8 @@ def evaluate_folder(settings: flags.Settings, build: Build, models: tuple[str, .
     loss = 0.0
     with torch.inference_mode():
         for images, labels in loader.test_batches():
-            with device.autocast():
-                logits = model(images)
-            loss += float(nn.functional.cross_entropy(logits.float(), labels, reduction="sum"))
+            logits = device.forward(model, images)
+            loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
             pairs = labels * classes + logits.argmax(1)
             confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
     total = int(confusion.sum())

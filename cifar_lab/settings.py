@@ -104,7 +104,7 @@ class Settings:
     evaluate: str | None = flag(None, "evaluate this run's checkpoint, and train nothing", path, metavar="RUN_FOLDER")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, without the usage that argparse puts before it."""
         fail(f"{self.prog}: {message.removeprefix('argument ')}")
@@ -122,7 +122,7 @@ def parse(cls: type[Settings], argv: list[str], *, prog: str, description: str, 
     `presets` maps each preset's name to the defaults that it replaces. Exits with status 2 on a value that is not
     allowed, and with status 0 after `--help`.
     """
-    parser = _Parser(
+    parser = Parser(
         prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for f in fields(cls):

@@ -15,8 +15,8 @@ SMALL = ["--device", "cuda", "--width", "0.25", "--batch-size", "50", "--train-s
 FP32 = ["--precision", "fp32"]
 PLAIN = [*FP32, "--no-cuda-graph", "--no-channels-last"]  # fp32, NCHW, eager
 NETWORKS = {
-    "vgg_a": (MyVGG, ["--lrs", "1e-3"]),
-    "vgg_a_bn": (MyVGG, ["--bn", "--lrs", "1e-3"]),
+    "vgg_a": (MyVGG, ["--lrs", "1e-4"]),
+    "vgg_a_bn": (MyVGG, ["--bn", "--lrs", "1e-4"]),
     "inception": (MyFramework, ["--model", "inception"]),
     "inception_res": (MyFramework, ["--model", "inception_res", "--optimizer", "adamw"]),
 }
@@ -99,7 +99,7 @@ def test_resumed_agrees_with_uninterrupted(tmp_path, synthetic_data):
 
 
 def test_a_partial_last_batch_is_trained_on_outside_the_graph(tmp_path, synthetic_data):
-    flags = ["--lrs", "1e-3", *FP32, "--batch-size", "150"]
+    flags = ["--lrs", "1e-4", *FP32, "--batch-size", "150"]
     graph = losses(tmp_path, synthetic_data, MyVGG, *flags)
     eager = losses(tmp_path, synthetic_data, MyVGG, *flags, "--no-cuda-graph")
     for name, curve in eager.items():
@@ -108,7 +108,7 @@ def test_a_partial_last_batch_is_trained_on_outside_the_graph(tmp_path, syntheti
 
 
 def test_probes_do_not_disturb_a_captured_run(tmp_path, synthetic_data):
-    flags = ["--bn", "--lrs", "1e-3", *FP32, "--deterministic"]
+    flags = ["--bn", "--lrs", "1e-4", *FP32, "--deterministic"]
     without = losses(tmp_path, synthetic_data, MyVGG, *flags)
     probed = losses(tmp_path, synthetic_data, MyVGG, *flags, "--probe-every", "7")
     for curve, other in zip(without.values(), probed.values(), strict=True):

@@ -1,0 +1,341 @@
+"""The project's engine against the classic training loop: speed, where a step's time goes, memory.
+
+    python -m bench.bench                                       # what `make bench` runs: everything, 15 min on 2 cores
+    python -m bench.bench --models vgg_a --widths 0.25 --rounds 3
+    python -m bench.bench --device cuda                         # about 3 min
+
+In each round the classic loop, the engine with one network, the engine with each of the three other networks alone,
+and the engine with all four in lockstep take turns, each built anew and timed after a warm-up. Results are written to
+bench/results/<device>.md and .json after every round.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from itertools import groupby
+from json import dumps, loads
+from pathlib import Path
+
+import torch
+
+from bench import classic, ours, output, timing
+from cifar_lab.data import Cifar10, DataError
+from cifar_lab.device import Device, DeviceError, choose, matmul_rate
+from cifar_lab.settings import choice, fail, integer, real
+
+FOUR = 4  # networks of a lockstep group
+WIDTHS = (0.125, 0.25, 1.0)  # the narrow ones first: what they leave of the time goes to the wide one
+BATCH = 100
+
+# --- One process: some widths of one model ---------------------------------------------------------------------------
+
+
+class Bench:
+    """Measures one model. `piece` is the time in seconds that each measurement lasts, after its warm-up."""
+
+    def __init__(self, model: str, args, data: Cifar10) -> None:
+        self.model = model
+        self.data = data
+        self.images = args.images
+        self.piece = args.piece
+        self.workers = min(8, os.cpu_count() or 1)
+        self.shared = ["--device", args.device, "--batch-size", str(BATCH), "--train-size", str(args.images),
+                       "--test-size", "2", *ours.NO_CHECKPOINTS]  # fmt: skip
+        self.device = choose(self._settings(1.0, slice(0, 1))[1])
+        self.classic_batch_seconds: float | None = None
+
+    def _settings(self, width: float, chosen: slice):
+        module, flags = ours.command_line(self.model, chosen)
+        flags = [*flags, "--width", str(width), *self.shared]
+        return module, ours.parse(module, flags), flags
+
+    def _loader(self):
+        return classic.loader(
+            self.data.train_images[: self.images], self.data.train_labels[: self.images], BATCH, self.workers
+        )
+
+    def classic(self, width: float) -> dict:
+        """The classic loop, with the first of the four runs' settings."""
+        # Steps until the workers, which start with two batches each, prepare one for each that is taken.
+        start = {"warm_up_steps": 2 * self.workers + 1, "warm_up_seconds": 0.3}
+        if self.classic_batch_seconds is None:
+            alone = self._endless(self._loader())
+            took = timing.timed(alone, lambda: None, **start, least=2, seconds=min(1.5, self.piece))
+            self.classic_batch_seconds = took.seconds / took.steps
+            alone.close()
+        module, settings, _ = self._settings(width, slice(0, 1))
+        config = settings.runs(0)[0]
+        classic.default_precision()
+        timing.start_peak(self.device.torch)
+        model, optimizer = classic.network(config, module.build(config), self.device.torch)
+        steps = classic.train(model, optimizer, self._loader(), self.device.torch)
+        took = timing.timed(steps, self.device.synchronize, **start, least=2, seconds=self.piece)
+        peak = timing.peak_bytes(self.device.torch)
+        steps.close()
+        return self._measured("classic", took, peak, self.classic_batch_seconds)
+
+    @staticmethod
+    def _endless(batches) -> Iterator[int]:
+        while True:
+            for _, labels in batches:
+                yield len(labels)
+
+    def ours(self, width: float, mode: str, chosen: slice, share: float = 1.0) -> dict:
+        """The engine with some of the four runs. share: of the usual time of a measurement."""
+        module, _, flags = self._settings(width, chosen)
+        cuda = self.device.torch.type == "cuda"
+        console = ours.Quiet()
+        with tempfile.TemporaryDirectory() as results:
+            timing.start_peak(self.device.torch)
+            group = ours.lockstep(module, flags, self.data, Path(results), console)
+            steps = ours.train(group, module)
+            took = timing.timed(
+                steps, self.device.synchronize, warm_up_steps=50 if cuda else 1, warm_up_seconds=0.0 if cuda else 0.3,
+                least=2, seconds=share * self.piece, together=50 if cuda else 1,
+            )  # fmt: skip
+            peak = timing.peak_bytes(self.device.torch)
+            steps.close()
+            batches = ours.batches_alone(group.loader, group.device.cuda_graph)
+            batch = timing.timed(
+                batches, self.device.synchronize, warm_up_steps=3, warm_up_seconds=0.05, least=10,
+                seconds=0.05 * self.piece, together=50 if cuda else 1,
+            )  # fmt: skip
+            measured = self._measured(mode, took, peak, batch.seconds / batch.steps)
+            measured |= {
+                "runs": [run.label for run in group.runs] if len(group.runs) > 1 else [chosen.start],
+                "flops_per_training_image": group.runs[0].flops,
+                "cuda_graph": group.device.cuda_graph,
+                "said": [line for line in console.said if "graph" in line],
+            }
+        return measured
+
+    def _measured(self, mode: str, took: timing.Timing, peak: int | None, batch_seconds: float) -> dict:
+        return {
+            "mode": mode, "images_per_second": took.images / took.seconds, "step_seconds": took.seconds / took.steps,
+            "steps": took.steps, "batch_seconds": batch_seconds, "peak_bytes": peak,
+        }  # fmt: skip
+
+    def round(self, width: float) -> Iterator[dict]:
+        """Every measurement of one round; one that fails is recorded with its reason, the others go on."""
+        rate = matmul_rate.__wrapped__(self.device)  # the function without its cache: once a round
+        todo = [
+            lambda: self.classic(width),
+            lambda: self.ours(width, "alone", slice(0, 1)),
+            *(lambda i=i: self.ours(width, "another alone", slice(i, i + 1), 0.5) for i in range(1, FOUR)),
+            lambda: self.ours(width, "lockstep", slice(0, FOUR)),
+        ]
+        for measure in todo:
+            try:
+                yield measure() | {"matmul_flops_per_second": rate}
+            except Exception as error:  # of any kind: a benchmark of four networks may run out of memory, for example
+                yield {"mode": "failed", "error": f"{type(error).__name__}: {error}"}
+
+
+def work(args) -> None:
+    """Rounds of the asked-for widths of one model, as one JSON object a line on standard output."""
+    start = time.monotonic()
+    bench = Bench(args.models[0], args, ours.load(args.data_dir, args.made_up_data))
+    for place, width in enumerate(args.widths):
+        began = time.monotonic()
+        allotted = (args.seconds - (began - start)) / (len(args.widths) - place)
+        longest = 0.0
+        for number in range(args.rounds):
+            at = time.monotonic()
+            if number and at - began + longest > allotted:
+                break
+            for measured in bench.round(width):
+                print(dumps({"model": bench.model, "width": width, "round": number} | measured), flush=True)
+            longest = max(longest, time.monotonic() - at)
+
+
+# --- All of it -------------------------------------------------------------------------------------------------------
+
+
+def processes(args, device: Device) -> list[tuple[str, list[float]]]:
+    """Model and widths of each process: one a model on a GPU; one a case elsewhere, so that peak memory is its own."""
+    if device.torch.type == "cuda":
+        return [(model, args.widths) for model in args.models]
+    return [(model, [width]) for width in args.widths for model in args.models]
+
+
+def measurements(args, device: Device) -> Iterator[dict]:
+    """Starts the processes one after the other and yields what they measure; a process that fails is one record."""
+    start = time.monotonic()
+    todo = processes(args, device)
+    for place, (model, widths) in enumerate(todo):
+        cases = sum(len(w) for _, w in todo[place:])
+        allotted = max(1.0, (args.seconds - (time.monotonic() - start)) * len(widths) / cases)
+        command = [
+            sys.executable, "-m", "bench.bench", "--worker", "--models", model, "--widths", *map(str, widths),
+            "--seconds", str(allotted), "--rounds", str(args.rounds), "--piece", str(args.piece),
+            "--images", str(args.images), "--device", device.torch.type,
+            *(["--data-dir", args.data_dir] if args.data_dir else []),
+            *(["--made-up-data"] if args.made_up_data else []),
+        ]  # fmt: skip
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        limit = threading.Timer(3 * allotted + 120, process.kill)
+        limit.start()
+        said: deque[str] = deque(maxlen=10)
+        for line in process.stdout:
+            if line.startswith("{"):
+                yield loads(line)
+            else:
+                said.append(line.rstrip())
+        limit.cancel()
+        if process.wait():
+            yield {"model": model, "width": widths[0], "round": 0, "mode": "failed",
+                   "error": f"exit status {process.returncode}: {' / '.join(said)}"}  # fmt: skip
+
+
+def summary(records: list[dict]) -> list[dict]:
+    """One row a model and width: medians and ranges over rounds. A ratio is taken within each round."""
+    rows = []
+    key = lambda r: (r["model"], r["width"])  # noqa: E731
+    order = list(dict.fromkeys(map(key, records)))
+    for case, group in groupby(sorted(records, key=lambda r: order.index(key(r))), key):
+        measured = [r for r in group if r["mode"] != "failed"]
+        rounds = [[r for r in measured if r["round"] == n] for n in sorted({r["round"] for r in measured})]
+        flops = next((r["flops_per_training_image"] for r in measured if "flops_per_training_image" in r), None)
+
+        def one(of_round: list[dict], mode: str, field: str):
+            return next((r[field] for r in of_round if r["mode"] == mode), None)
+
+        def over_rounds(value, rounds=rounds):
+            return timing.spread([value(r) for r in rounds])
+
+        def ratio(above: float | None, below: float | None) -> float | None:
+            return above / below if above is not None and below else None
+
+        def four_alone(of_round: list[dict], one=one) -> float | None:
+            others = [r["step_seconds"] for r in of_round if r["mode"] == "another alone"]
+            first = one(of_round, "alone", "step_seconds")
+            return first + sum(others) if first is not None and len(others) == FOUR - 1 else None
+
+        row = {"model": case[0], "width": case[1], "rounds": len(rounds), "flops_per_training_image": flops}
+        for mode in ("classic", "alone", "lockstep"):
+            row[mode] = {
+                "images_per_second": over_rounds(lambda r, m=mode: one(r, m, "images_per_second")),
+                "ratio_to_classic": over_rounds(
+                    lambda r, m=mode: ratio(one(r, m, "images_per_second"), one(r, "classic", "images_per_second"))
+                ),
+                "share_of_matmul_rate": flops and over_rounds(
+                    lambda r, m=mode, f=flops: ratio(
+                        (one(r, m, "images_per_second") or 0) * f or None, one(r, m, "matmul_flops_per_second")
+                    )
+                ),
+                "data_share_of_step": over_rounds(
+                    lambda r, m=mode: ratio(one(r, m, "batch_seconds"), one(r, m, "step_seconds"))
+                ),
+                "peak_bytes": max((r["peak_bytes"] or 0 for r in measured if r["mode"] == mode), default=None),
+                "cuda_graph": all(r["cuda_graph"] for r in measured if r["mode"] == mode and "cuda_graph" in r),
+            }  # fmt: skip
+        row["four_one_after_the_other_over_lockstep"] = over_rounds(
+            lambda r: ratio(four_alone(r), one(r, "lockstep", "step_seconds"))
+        )
+        rows.append(row)
+    return rows
+
+
+def markdown(about: dict, rows: list[dict], records: list[dict]) -> str:
+    """The result file that people read."""
+    number, times, share = ",.0f", ".2f", ".0f"
+    speed, spent = [], []
+    for row in rows:
+        case = [row["model"], f"{row['width']:g}"]
+        classic_, alone, four = row["classic"], row["alone"], row["lockstep"]
+        speed.append([
+            *case, output.shown(classic_["images_per_second"], number), output.shown(alone["images_per_second"], number),
+            output.shown(alone["ratio_to_classic"], times), output.shown(four["images_per_second"], number),
+            output.shown(four["ratio_to_classic"], times),
+            output.shown(row["four_one_after_the_other_over_lockstep"], times), str(row["rounds"]),
+        ])  # fmt: skip
+        modes = (classic_, alone, four)
+        spent.append([
+            *case, *(output.shown(m["share_of_matmul_rate"], share, 100) for m in modes),
+            *(output.shown(m["data_share_of_step"], ".1f", 100) for m in modes),
+            *(f"{m['peak_bytes'] / 2**20:,.0f}" if m["peak_bytes"] else "-" for m in modes),
+        ])  # fmt: skip
+    rates = timing.spread([r.get("matmul_flops_per_second") for r in records])
+    failed = [f"- {r['model']}, width {r['width']:g}, round {r['round'] + 1}: {r['error']}\n" for r in records
+              if r["mode"] == "failed"]  # fmt: skip
+    said = sorted({line for r in records for line in r.get("said", ())})
+    return "".join([
+        f"# Benchmark\n\n{output.header(about)}\n\n",
+        f"Matrix product: {output.shown(rates, '.3g', 1e-12)} TFLOP/s. Batch {BATCH}, {about['images']:,} training "
+        f"images, {about['workers']} loader workers in the classic loop. Medians over rounds, in brackets the range. "
+        "bench/README.md explains the columns.\n\n## Speed\n\n",
+        output.markdown_table(
+            ["model", "width", "classic, images/s", "ours alone, images/s", "ratio", "four in lockstep, images/s",
+             "ratio", "four one after the other / lockstep", "rounds"], speed,
+        ),
+        "\n## Where a step's time and memory go\n\nEach for the classic loop, ours alone, and four in lockstep.\n\n",
+        output.markdown_table(
+            ["model", "width", "matmul %: classic", "alone", "four", "data %: classic", "alone", "four",
+             "peak MiB: classic", "alone", "four"], spent,
+        ),
+        *(["\n## Said by the engine\n\n", *(f"- {line}\n" for line in said)] if said else []),
+        *(["\n## Failed\n\n", *failed] if failed else []),
+    ])  # fmt: skip
+
+
+def arguments(argv: list[str] | None = None):
+    parser = output.Parser(__doc__)
+    add = parser.add_argument
+    add("--models", nargs="+", type=choice(*ours.MODELS), default=list(ours.MODELS), help=" ".join(ours.MODELS))
+    add("--widths", nargs="+", type=real(0, 8, above=True), default=list(WIDTHS), help="(0.125 0.25 1)")
+    add("--rounds", type=integer(1, 100), default=3, help="at most so many rounds (3)")
+    add("--images", type=integer(2, 50_000), default=50_000, help="training images (50000)")
+    add("--piece", type=real(0, 600), help="seconds that each measurement lasts (2; on CUDA 0.5)")
+    add("--seconds", type=real(0, 1e6), help="rounds are left out beyond this time for the table (780; on CUDA 170)")
+    add("--no-scaling", action="store_true", help="only the table, without bench.scaling")
+    add("--worker", action="store_true", help="one model, in this process, JSON on standard output")
+    args = parser.parse_args(argv)
+    cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
+    args.piece = args.piece if args.piece is not None else 0.5 if cuda else 2.0
+    args.seconds = args.seconds if args.seconds is not None else 170.0 if cuda else 780.0
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    try:
+        if args.worker:
+            work(args)
+            return 0
+        ours.load(args.data_dir, args.made_up_data)
+        device = choose(ours.parse(*_any_command(args.device)))
+    except (DataError, DeviceError) as error:
+        fail(f"bench: {error}")
+    about = output.described(device, args.made_up_data) | {
+        "images": args.images, "workers": min(8, os.cpu_count() or 1), "piece_seconds": args.piece,
+    }  # fmt: skip
+    records: list[dict] = []
+    for record in measurements(args, device):
+        records.append(record)
+        what = f"{record['images_per_second']:,.0f} images/s" if "error" not in record else record["error"]
+        print(f"{record['model']:<14} width {record['width']:<6g} round {record['round'] + 1}  "
+              f"{record['mode']:<14} {what}", flush=True)  # fmt: skip
+        rows = summary(records)
+        content = {"about": about, "table": rows, "measurements": records}
+        output.write(args.output, output.slug(device), content, markdown(about, rows, records))
+    print(args.output / f"{output.slug(device)}.md", flush=True)
+    status = int(any(record["mode"] == "failed" for record in records))
+    if args.no_scaling:
+        return status
+    shared = ["--device", args.device, "--output", str(args.output), *(["--made-up-data"] if args.made_up_data else []),
+              *(["--data-dir", args.data_dir] if args.data_dir else [])]  # fmt: skip
+    return subprocess.run([sys.executable, "-m", "bench.scaling", *shared]).returncode or status
+
+
+def _any_command(device: str):
+    module, flags = ours.command_line("vgg_a", slice(0, 1))
+    return module, [*flags, "--device", device]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Everything that needs a GPU, in one command and under 8 minutes: what `make gpu-check` runs.
+
+    python -m bench.gpu_check
+    python -m bench.gpu_check --seconds 300                     # less time: fewer rounds
+
+The CUDA tests, a timed slice of the full report (bench.report_slice), the benchmark table (bench.bench), and the
+scaling measurements (bench.scaling) where time is left. Each part is a process of its own; one that fails or runs out
+of its time is recorded, and the others go on. Everything is written to bench/results/ as it comes.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+
+from bench import ours, output
+from cifar_lab.data import DataError
+from cifar_lab.device import DeviceError, choose
+from cifar_lab.settings import fail, real
+
+RESERVE = 10  # seconds kept back for ending
+
+
+def parts(shared: list[str]) -> list[tuple[str, float, float, list[str]]]:
+    """Name, most seconds as a share of those left, least seconds to start with, and command of each part.
+
+    `{seconds}` in a command is the time that the part is told to keep to.
+    """
+    return [
+        ("CUDA tests", 0.45, 20, ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=10",
+                                  "tests/test_cuda.py"]),
+        ("report slice", 0.45, 20, ["-m", "bench.report_slice", *shared, "--seconds", "{seconds}"]),
+        ("benchmark table", 0.95, 20, ["-m", "bench.bench", *shared, "--seconds", "{seconds}", "--no-scaling"]),
+        ("scaling", 1.0, 45, ["-m", "bench.scaling", *shared]),
+    ]  # fmt: skip
+
+
+def run(command: list[str], limit: float) -> dict:
+    """Runs one part, its output passed on and its last lines kept; after `limit` seconds it is killed, with its
+    own processes."""
+    start = time.monotonic()
+    said: deque[str] = deque(maxlen=60)
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+
+    def kill() -> None:
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+
+    killer = threading.Timer(limit, kill)
+    killer.start()
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            said.append(line.rstrip())
+        status = process.wait()
+    finally:
+        killer.cancel()
+        if process.poll() is None:
+            kill()
+    seconds = time.monotonic() - start
+    return {"status": status, "seconds": seconds, "killed": seconds >= limit, "last_lines": list(said)}
+
+
+def markdown(about: dict, results: dict[str, dict], name: str) -> str:
+    rows = []
+    for part, r in results.items():
+        how = "left out, no time" if "status" not in r else "killed at its time limit" if r["killed"] else \
+            "passed" if r["status"] == 0 else f"failed, exit status {r['status']}"  # fmt: skip
+        rows.append([part, how, f"{r.get('seconds', 0):.0f}", (r.get("last_lines") or [""])[-1].strip("= ")])
+    text = [f"# GPU check\n\n{output.header(about)}\n\n"]
+    text.append(output.markdown_table(["part", "result", "seconds", "its last line"], rows))
+    text.append(f"\nMeasurements: [{name}.md]({name}.md), [{name}-report.md]({name}-report.md).\n")
+    for part, r in results.items():
+        if r.get("status"):
+            text.append(f"\n## {part}: its last lines\n\n```\n" + "\n".join(r["last_lines"]) + "\n```\n")
+    return "".join(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    start = time.monotonic()
+    parser = output.Parser(__doc__)
+    parser.set_defaults(device="cuda")
+    parser.add_argument("--seconds", type=real(60, 36_000), default=450.0, help="for everything together (450)")
+    args = parser.parse_args(argv)
+    module, flags = ours.command_line("vgg_a", slice(0, 1))
+    try:
+        device = choose(ours.parse(module, [*flags, "--device", args.device]))
+    except DeviceError as error:
+        fail(f"gpu_check: {error}")
+    made_up = args.made_up_data
+    if not made_up:
+        try:
+            ours.load(args.data_dir, made_up=False)
+        except DataError as error:
+            print(f"gpu_check: random images stand in for CIFAR-10, what a step costs is the same: {error}", flush=True)
+            made_up = True
+    shared = ["--device", args.device, "--output", str(args.output), *(["--made-up-data"] if made_up else []),
+              *(["--data-dir", args.data_dir] if args.data_dir and not made_up else [])]  # fmt: skip
+    about = output.described(device, made_up)
+    name = output.slug(device)
+    results: dict[str, dict] = {}
+    for part, share, least, command in parts(shared):
+        left = args.seconds - RESERVE - (time.monotonic() - start)
+        limit = share * left
+        if limit < least:
+            results[part] = {}
+        else:
+            print(f"--- {part}, at most {limit:.0f} s", flush=True)
+            # What a part is told to keep to is less than what it is killed at: it ends by itself.
+            told = f"{max(1.0, 0.8 * limit - 10):.0f}"
+            results[part] = run([told if word == "{seconds}" else word for word in command], limit)
+        output.write(args.output, f"{name}-gpu-check", {"about": about, "parts": results},
+                     markdown(about, results, name))  # fmt: skip
+    print(args.output / f"{name}-gpu-check.md", flush=True)
+    return int(any(r.get("status", 1) for r in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""The project's own engine, set up as the scripts set it up, for the benchmarks to walk through step by step."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+
+import MyFramework
+import MyVGG
+from cifar_lab import data as cifar10
+from cifar_lab import script
+from cifar_lab.config import PAPER_PRESETS, PRESETS, number, run_folder
+from cifar_lab.console import Console, StopSignals
+from cifar_lab.device import choose
+from cifar_lab.experiments import LEARNING_RATES
+from cifar_lab.loader import Loader
+from cifar_lab.lockstep import Lockstep, TrainingRun
+from cifar_lab.recorder import Recorder, environment
+from cifar_lab.settings import OPTIMIZERS, Settings
+
+MODELS = ("vgg_a", "vgg_a_bn", "inception", "inception_res")
+SETTINGS = {MyVGG: MyVGG.VGGSettings, MyFramework: MyFramework.InceptionSettings}
+NO_CHECKPOINTS = ["--checkpoint-seconds", "1e9"]  # writing them is not training time
+
+
+class Quiet(Console):
+    """Keeps what the engine says instead of printing it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terminal = False
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def end_epoch(self, epoch: int, line: str) -> None:
+        pass
+
+
+def command_line(model: str, chosen: slice) -> tuple[ModuleType, list[str]]:
+    """The script and the flags that train some of a model's four runs: learning rates of VGG, optimizers of the
+    Inceptions."""
+    if model.startswith("vgg"):
+        bn = ["--bn"] if model == "vgg_a_bn" else []
+        return MyVGG, [*bn, "--lrs", *map(str, LEARNING_RATES[chosen])]
+    return MyFramework, ["--model", model, "--optimizer", *OPTIMIZERS[chosen]]
+
+
+def parse(module: ModuleType, flags: list[str]) -> Settings:
+    """The settings of a script's command line."""
+    presets = PRESETS | (PAPER_PRESETS if module is MyVGG else {})
+    return script.parse(SETTINGS[module], flags, f"{module.__name__}.py", module.__doc__, presets)
+
+
+def lockstep(
+    module: ModuleType, flags: list[str], data: cifar10.Cifar10, results: Path, console: Quiet
+) -> Lockstep:
+    """The lockstep group of a command line, its run folders new ones below `results`."""
+    settings = parse(module, flags)
+    device = choose(settings)
+    size = min(settings.train_size, len(data.train_images)), min(settings.test_size, len(data.test_images))
+    loader = Loader(
+        data, device, seed=settings.seed[0], batch_size=settings.batch_size, train_size=size[0], test_size=size[1],
+        augmented=settings.augment,
+    )  # fmt: skip
+    configs = settings.runs(settings.seed[0])
+    described = environment(device.describe(), device.precision, data.sha256)
+    runs = []
+    for config in configs:
+        recorder = Recorder(run_folder(results, settings.preset, config), config, settings.preset)
+        recorder.start(settings.epochs, described)
+        label = "" if len(configs) == 1 else f"{config.optimizer} {number(config.lr)}"
+        runs.append(TrainingRun(config, label, recorder, loader, module.build))
+    return Lockstep(
+        runs, loader, console, StopSignals(), epochs=settings.epochs, checkpoint_seconds=settings.checkpoint_seconds
+    )
+
+
+def train(group: Lockstep, module: ModuleType) -> Iterator[int]:
+    """Trains epoch after epoch without evaluation; yields the number of images, over all networks, after each step.
+
+    Raises RuntimeError where a run diverges: what is timed from then on would not be the whole group.
+    """
+    update = group.accelerate(module.training_step)
+    networks = len(group.runs)
+    for epoch in itertools.count(1):
+        for batch in group.batches(epoch):
+            if len(batch.runs) < networks:
+                raise RuntimeError("a network diverged")
+            update(batch)
+            yield batch.size * networks
+        for run in group.runs:
+            run.epochs, run.step = epoch, 0
+
+
+def batches_alone(loader: Loader, use_graph: bool) -> Iterator[int]:
+    """Prepares batches and does nothing with them: gathered, augmented, normalized; replayed from a CUDA graph where
+    training replays them from one."""
+    size = min(loader.batch_size, len(loader.images))
+    loader.start_epoch(1)
+    prepare: Callable = lambda: loader.batch(size)  # noqa: E731
+    if use_graph:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                prepare()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            prepare()
+        prepare = graph.replay
+    for step in itertools.count():
+        if not use_graph:
+            loader.position.fill_(step % (len(loader.images) // size))
+        prepare()
+        yield size
+
+
+# --- Data ------------------------------------------------------------------------------------------------------------
+
+
+def load(data_dir: str | None, made_up: bool) -> cifar10.Cifar10:
+    """CIFAR-10, or random images of the same number and size: what a step costs does not depend on the pixels."""
+    if not made_up:
+        return cifar10.load(data_dir)
+    rng = np.random.default_rng(0)
+
+    def split(n: int) -> tuple[np.ndarray, np.ndarray]:
+        return rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, n, dtype=np.uint8)
+
+    train, test = split(50_000), split(10_000)
+    return cifar10.Cifar10(*train, *test, sha256={})

@@ -1,0 +1,72 @@
+"""What the benchmarks' programs share: command line, environment, result files."""
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from cifar_lab import settings
+from cifar_lab.device import Device
+from cifar_lab.files import write_text
+from cifar_lab.recorder import environment
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends on a bad value with one line and status 2."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+        add = self.add_argument
+        add("--device", type=settings.choice("auto", "cpu", "cuda", "mps"), default="auto", help="auto, cpu, cuda, mps")
+        add("--data-dir", type=settings.path, help="folder of CIFAR-10 (default: $CIFAR10_DIR, else data/)")
+        add("--made-up-data", action="store_true", help="random images of the same number and size instead")
+        add("--output", type=Path, default=RESULTS, help="folder of the result files (bench/results)")
+
+    def error(self, message: str) -> NoReturn:
+        settings.fail(f"{self.prog}: {message.removeprefix('argument ')}")
+
+
+def described(device: Device, made_up: bool) -> dict:
+    """Commit, device, precision and versions."""
+    about = environment(device.describe(), device.precision, {})
+    del about["data_sha256"]
+    return about | {"data": "made-up images" if made_up else "CIFAR-10"}
+
+
+def slug(device: Device) -> str:
+    """The device as a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", device.describe().lower().removeprefix("cuda: ")).strip("-")
+
+
+def header(about: dict) -> str:
+    """The environment in one paragraph of Markdown."""
+    return (
+        f"{about['device']}; precision {about['precision']}; PyTorch {about['torch']}, Python {about['python']}, "
+        f"{about['platform']}; commit {about['commit']}; {about['data']}."
+    )
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write(folder: Path, name: str, content: dict, markdown: str) -> None:
+    """Writes `<name>.json` and `<name>.md`, each as a whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / f"{name}.json", json.dumps(content, indent=1) + "\n")
+    write_text(folder / f"{name}.md", markdown)
+
+
+def shown(value: dict | None, form: str, scale: float = 1.0) -> str:
+    """A median with its range: `2.31 (2.28 to 2.40)`; a dash where nothing was measured."""
+    if value is None:
+        return "-"
+    median, low, high = (format(scale * value[key], form) for key in ("median", "min", "max"))
+    return median if value["n"] == 1 or low == high else f"{median} ({low} to {high})"

@@ -1,0 +1,99 @@
+"""What the benchmarks measure with: steady-state steps, peak memory, medians with their spread."""
+
+import ctypes
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Training steps that were timed together."""
+
+    steps: int
+    images: int  # trained on, counted once for each network
+    seconds: float
+
+
+def timed(
+    steps: Iterator[int], synchronize: Callable[[], None], *,
+    warm_up_steps: int, warm_up_seconds: float, least: int, seconds: float, together: int = 1,
+) -> Timing:  # fmt: skip
+    """Times steps after a warm-up that is not counted.
+
+    steps: each `next` takes one step and gives the number of images it trained on. Warm-up and timed part each last
+    for at least a number of steps and at least a time. together: steps between two looks at the clock, for which the
+    host waits for the device.
+    """
+
+    def walk(least: int, seconds: float) -> Timing:
+        taken = images = 0
+        start = time.perf_counter()
+        while taken < least or time.perf_counter() - start < seconds:
+            for _ in range(together):
+                images += next(steps)
+            taken += together
+            synchronize()
+        return Timing(taken, images, time.perf_counter() - start)
+
+    synchronize()
+    walk(warm_up_steps, warm_up_seconds)
+    return walk(least, seconds)
+
+
+# --- Memory ----------------------------------------------------------------------------------------------------------
+
+
+def resident_bytes(field: str = "VmRSS") -> int:
+    """A field of /proc/self/status: VmRSS, the process's resident set now, or VmHWM, its peak. Linux only."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{field}:"))
+
+
+def start_peak(device: torch.device) -> None:
+    """Peak memory counts from here on. Memory that nothing uses any more is given back first."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        try:
+            ctypes.CDLL(None).malloc_trim(0)  # of glibc; other C libraries keep what they have
+        except AttributeError:
+            pass
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets VmHWM back to VmRSS
+        except OSError:
+            pass  # the peak is then that of the whole process so far
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Peak memory since `start_peak`: tensors on a CUDA device; elsewhere the resident set of this process, with
+    interpreter, PyTorch and data set in it, and without the worker processes of a data loader. None on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":
+        return resident_bytes("VmHWM")
+    if sys.platform == "win32":
+        return None
+    import resource  # there is none on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+# --- Spread ----------------------------------------------------------------------------------------------------------
+
+
+def spread(values: Sequence[float]) -> dict | None:
+    """Median, least and largest of some values and their number; None where there are none."""
+    values = [v for v in values if v is not None]
+    if not values:
+        return None
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}

@@ -1,0 +1,178 @@
+"""The figures of filter-normalized surfaces, from the files that `surface.py` writes: contours, 3D views, lines."""
+
+import hashlib
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.ticker import LogLocator
+
+from cifar_lab.figures import COLOURS, LABELS, plt, save, small_print
+from cifar_lab.runs import Run, RunFileError
+from surface import BATCH, Grid, Surface, command, read_surface
+
+SHOWN = 10 * np.log(10)  # nats: ten times the loss of a uniform guess; what is above is drawn as if it were this
+DECADE = 10.0  # a ratio of largest to smallest loss from which on the scale is logarithmic
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One network's part of a figure."""
+
+    label: str
+    model: str
+    surface: Surface
+    losses: np.ndarray  # in the order of the file; what is above the scale, or not finite, is at its end
+
+    def table(self, low: float, high: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The axes a and b, and the losses within [low, high] with a row for each b."""
+        axis = np.unique(self.surface.grid.coordinates()[:, 0])
+        return axis, axis, self.losses.reshape(len(axis), -1).T.clip(low, high)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The losses that all panels of a figure span, in nats."""
+
+    lowest: float
+    highest: float
+    logarithmic: bool
+
+
+def draw_all(figures, folder: Path, runs: Sequence[Run]) -> None:
+    """Draws what surface files the runs have; networks that share all other settings side by side.
+
+    figures: a `landscape_plots.Figures`, which is told what was drawn and what is missing.
+    """
+    groups: dict[tuple[str, str], dict[Path, Surface]] = {}
+    for run in sorted(runs, key=lambda run: run.model):
+        for file in sorted(run.folder.glob("surface-*.csv")):
+            try:
+                surface = read_surface(file)
+            except RunFileError as error:
+                figures.errors.append(error)
+                continue
+            if surface.complete:
+                groups.setdefault((surface.grid.stem, run.name), {})[run.folder] = surface
+            else:
+                figures.missing.append((file.stem, command([run.folder], surface.grid)))
+    for surfaces in groups.values():
+        for stem, caption in draw(surfaces, folder):
+            figures.drawn.append((stem, caption))
+
+
+def draw(surfaces: Mapping[Path, Surface], folder: Path) -> list[tuple[Path, str]]:
+    """Figures of surfaces of one grid, by run folder, side by side on one scale.
+
+    Two dimensions: contours and a 3D view; one: a line each. Returns paths without suffix, and captions.
+    """
+    grid = next(iter(surfaces.values())).grid
+    everything = np.concatenate([surface.losses for surface in surfaces.values()])
+    finite = everything[np.isfinite(everything)]
+    if not len(finite):
+        return []
+    highest = min(float(finite.max()), SHOWN)
+    lowest = min(max(float(finite.min()), highest * 1e-4), highest)
+    runs = dict.fromkeys(f"{run.resolve().parents[1].name}, {run.resolve().name}" for run in surfaces)
+    note = f"{'; '.join(runs)}: {_note(grid)}"
+    above = int((~(everything <= highest)).sum())
+    if above:
+        note += f"; {above} of {len(everything)} points are above {highest:.3g} nats and are drawn there"
+    labels = _labels(list(surfaces))
+    panels = [
+        Panel(label, run.resolve().parent.name, surface, np.where(surface.losses <= highest, surface.losses, highest))
+        for label, (run, surface) in zip(labels, surfaces.items(), strict=True)
+    ]
+    scale = Scale(lowest, max(highest, 1.001 * lowest), highest > DECADE * lowest)
+    drawn = []
+    for suffix, function in ({"": _lines} if grid.dims == 1 else {"-contour": _contours, "-3d": _views}).items():
+        figure = function(panels, scale)
+        figure.suptitle(f"Filter-normalized surface around the trained network ({grid.mode} mode)", fontsize=11)
+        width = int(16.5 * figure.get_figwidth())  # characters of small print in a line
+        small_print(figure, "\n".join(textwrap.wrap(note, width)))
+        stem = folder / f"{grid.stem}-{_joined(list(surfaces))}{suffix}"
+        save(figure, stem)
+        drawn.append((stem, f"Filter-normalized surface (Li et al. 2018) of {' and '.join(labels)}, {grid.mode} mode"))
+    return drawn
+
+
+def _note(grid: Grid) -> str:
+    batchnorm = "with its running statistics" if grid.mode == "eval" else f"with the statistics of up to {BATCH} images"
+    size = f"{grid.points} x {grid.points}" if grid.dims == 2 else f"{grid.points}"
+    return (
+        f"{size} points, seed {grid.seed}; loss on {grid.images} training images, not augmented; "
+        f"{grid.mode} mode: BatchNorm {batchnorm}, no dropout"
+    )
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """What the panels are called: the network, and the run's name where the networks repeat."""
+    models = [folder.resolve().parent.name for folder in folders]
+    labels = []
+    for folder, model in zip(folders, models, strict=True):
+        base = LABELS.get(model.removesuffix("_bn"), model.removesuffix("_bn"))
+        label = f"{base} + BatchNorm" if model.endswith("_bn") else base
+        labels.append(label if models.count(model) == 1 else f"{label}\n{folder.resolve().name}")
+    return labels
+
+
+def _joined(folders: Sequence[Path]) -> str:
+    """The runs' part of a figure's file name."""
+    runs = [(folder.resolve().parent.name, folder.resolve().name) for folder in folders]
+    if len({name for _, name in runs}) == 1:
+        return f"{'-vs-'.join(model for model, _ in runs)}-{runs[0][1]}"
+    joined = "-vs-".join(f"{model}-{name}" for model, name in runs)
+    return joined if len(joined) < 150 else f"{len(runs)}runs-{hashlib.sha256(joined.encode()).hexdigest()[:12]}"
+
+
+def _lines(panels: Sequence[Panel], scale: Scale):
+    figure, axes = plt.subplots()
+    distinct = len({panel.model for panel in panels}) == len(panels)
+    for panel in panels:
+        a = panel.surface.grid.coordinates()[:, 0]
+        axes.plot(a, panel.losses, color=COLOURS.get(panel.model) if distinct else None, label=panel.label)
+    axes.set(xlabel="a, along the direction", ylabel="loss (nats)")
+    if scale.logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+    axes.legend()
+    return figure
+
+
+def _contours(panels: Sequence[Panel], scale: Scale):
+    levels = (np.geomspace if scale.logarithmic else np.linspace)(scale.lowest, scale.highest, 25)
+    norm = (LogNorm if scale.logarithmic else Normalize)(levels[0], levels[-1])
+    figure, axes = plt.subplots(1, len(panels), figsize=(1.3 + 3.9 * len(panels), 4.8), squeeze=False, sharey=True)
+    for ax, panel in zip(axes[0], panels, strict=True):
+        a, b, losses = panel.table(levels[0], levels[-1])
+        filled = ax.contourf(a, b, losses, levels, norm=norm, cmap="viridis")
+        ax.contour(a, b, losses, levels, norm=norm, colors="white", linewidths=0.3)
+        ax.plot(0, 0, "+", color="white", markersize=9)
+        ax.set(title=f"{panel.label}\nf(0, 0) = {panel.surface.center:.3f}", xlabel="a", aspect="equal")
+        ax.grid(False)
+    axes[0, 0].set_ylabel("b")
+    bar = figure.colorbar(filled, ax=axes[0].tolist(), label="loss (nats)", shrink=0.8)
+    bar.set_ticks(levels[::4], labels=[f"{level:.3g}" for level in levels[::4]])
+    bar.minorticks_off()
+    return figure
+
+
+def _views(panels: Sequence[Panel], scale: Scale):
+    height = np.log10 if scale.logarithmic else np.asarray  # mplot3d has no logarithmic axis
+    low, high = float(height(scale.lowest)), float(height(scale.highest))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(0.8 + 4.2 * len(panels), 4.3), squeeze=False, subplot_kw={"projection": "3d"}
+    )
+    for ax, panel in zip(axes[0], panels, strict=True):
+        a, b, losses = panel.table(scale.lowest, scale.highest)
+        grid = np.meshgrid(a, b)
+        ax.plot_surface(*grid, height(losses), cmap="viridis", vmin=low, vmax=high, rcount=100, ccount=100)
+        ax.set(title=panel.label, xlabel="a", ylabel="b", zlim=(low, high))
+        ax.set_zlabel("log10 loss (nats)" if scale.logarithmic else "loss (nats)")
+        ax.set_box_aspect(None, zoom=0.9)  # the z label lies outside the axes
+    return figure

@@ -1,0 +1,270 @@
+"""The learning-rate band and its scalars, the ranges of the probes, and the figures drawn from made-up logs."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up import write_run
+
+import landscape
+from cifar_lab.experiments import BN_BAND, PLAIN_BAND, command_for, config_of
+from landscape import band, compare_bands, default_window, running_median, settled_step, spikes
+
+ROOT = Path(landscape.__file__).parent
+
+
+# --- Running medians --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("run_steps", "window"),
+    [(100_000, 501), (2505, 501), (2504, 499), (250, 49), (255, 51), (15, 3), (5, 1), (1, 1), (0, 1)],
+)
+def test_window_is_501_or_a_fifth_of_the_run(run_steps, window):
+    assert default_window(run_steps) == window
+
+
+@pytest.mark.parametrize(("length", "window"), [(1, 1), (1, 7), (3, 7), (50, 1), (50, 9), (50, 51), (700, 501)])
+def test_running_median_equals_the_slow_one(length, window):
+    x = np.random.default_rng(length).normal(size=length).round(1)  # rounded: ties
+    padded = np.concatenate([[x[0]] * (window // 2), x, [x[-1]] * (window // 2)])
+    slow = [np.median(padded[i : i + window]) for i in range(length)]
+    np.testing.assert_array_equal(running_median(x, window), slow)
+
+
+def test_running_median_of_nothing_and_of_an_even_window():
+    assert running_median(np.empty(0), 5).shape == (0,)
+    with pytest.raises(ValueError, match="odd"):
+        running_median(np.zeros(10), 4)
+
+
+# --- The band ---------------------------------------------------------------------------------------------------------
+
+
+def test_band_is_the_raw_maximum_and_minimum():
+    b = band([[3, 1, 2, 9], [2, 2, 2, 9], [1, 5, 2, 9]], steps=3)
+    np.testing.assert_array_equal(b.upper, [3, 5, 2])
+    np.testing.assert_array_equal(b.lower, [1, 1, 2])
+    np.testing.assert_array_equal(b.middle, [2, 3, 2])
+    np.testing.assert_array_equal(b.width, [2, 4, 0])
+    assert (b.runs, b.diverged, b.window) == (3, 0, default_window(6))
+
+
+@pytest.mark.parametrize("end", [[], [np.nan, 1.0], [np.inf, 1.0], [-np.inf, 50.0]])
+def test_a_diverged_run_is_missing_from_its_first_loss_that_is_not_finite(end):
+    b = band([[4.0, 4.0, *end], [1.0, 2.0, 1.0, 2.0], [2.0, 1.0, 2.0, 1.0]], steps=4)
+    np.testing.assert_array_equal(b.upper, [4, 4, 2, 2])
+    np.testing.assert_array_equal(b.lower, [1, 1, 1, 1])
+    np.testing.assert_array_equal(b.present, [3, 3, 2, 2])
+    assert b.diverged == 1
+
+
+def test_one_curve_has_no_width_and_none_no_curve():
+    b = band([[1.0, 2.0, 3.0], [2.0]], steps=5)
+    np.testing.assert_array_equal(b.width, [1, np.nan, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(b.upper, [2, 2, 3, np.nan, np.nan])
+    assert b.diverged == 2
+    nothing = band([[np.nan, 1.0]], steps=2)
+    assert np.isnan(nothing.upper).all() and np.isnan(nothing.upper_median).all()
+    assert np.isnan(spikes(nothing)) and settled_step(nothing) is None
+
+
+def test_band_needs_runs_and_steps():
+    with pytest.raises(ValueError, match="at least one run"):
+        band([], steps=3)
+    with pytest.raises(ValueError, match="one step"):
+        band([[1.0]], steps=0)
+
+
+def test_spikes_by_both_definitions():
+    loss = np.full(1000, 0.1)
+    loss[[100, 101, 500]] = 0.3  # three steps, two excursions: above twice the median, not above it by 0.5
+    high = loss + 1.0  # the same jumps on a high plateau: by no definition
+    high[700] = 1.7  # above the median by 0.6, not twice it
+    assert spikes(band([loss], 1000)) == 3
+    assert spikes(band([loss], 1000), "absolute") == 0
+    assert spikes(band([high], 1000)) == 0
+    assert spikes(band([high], 1000), "absolute") == 1
+    assert spikes(band([loss], 1000), "relative", threshold=4.0) == 0
+    assert spikes(band([high], 1000), "absolute", threshold=0.15) == 4
+    assert spikes(band([loss, loss / 2], 2000), "relative") == 3  # per 1,000 of the steps that there are
+    with pytest.raises(ValueError, match="relative or absolute"):
+        spikes(band([loss], 1000), "both")
+
+
+def test_settled_step_is_the_last_one_not_under_the_level():
+    middle = np.concatenate([np.full(40, 2.0), np.full(10, 0.5), np.full(30, 1.0), np.full(20, 0.9)])
+    one = band([middle + 0.3, middle - 0.3], 100, run_steps=5)  # a window of one step
+    assert one.window == 1
+    assert settled_step(one) == 80  # 1.0 itself is not under 1.0
+    assert settled_step(one, level=3.0) == 0
+    assert settled_step(one, level=0.7) is None
+    assert settled_step(band([middle[:50]], 60, run_steps=5)) is None  # the run is gone at the band's end
+
+
+def test_a_single_spike_does_not_unsettle():
+    loss = np.full(200, 0.5)
+    loss[150] = 30.0
+    assert settled_step(band([loss], 200)) == 0
+
+
+def test_compare_bands():
+    plain = band([[1.0, 1.0, 1.0, 1.0], [2.0, 3.0, 2.0, 2.0]], steps=4)  # widths 1, 2, 1, 1
+    bn = band([[1.0, 1.0, 1.0, 1.0], [1.5, 2.0, 3.0]], steps=4)  # widths 0.5, 1, 2 and none
+    compared = compare_bands(bn, plain)
+    assert compared == {
+        "bn_width": pytest.approx(3.5 / 3), "plain_width": pytest.approx(4 / 3), "width_ratio": pytest.approx(3.5 / 4),
+        "narrower_share": pytest.approx(2 / 3), "steps": 3,
+    }  # fmt: skip
+    nothing = compare_bands(band([[1.0]], 1), plain)
+    assert nothing["steps"] == 0 and np.isnan(nothing["width_ratio"])
+
+
+# --- Ranges of the probes ---------------------------------------------------------------------------------------------
+
+
+def columns(rows):
+    names = ("step", "eta", "loss", "grad_norm", "grad_change", "grad_cosine", "beta")
+    return dict(zip(names, np.array(rows, dtype=float).T, strict=True))
+
+
+def test_probe_ranges():
+    rows = [
+        (10, 0.1, 3, 2, 1.0, 0.9, 5),
+        (10, 0.2, 1, 2, 4.0, 0.2, 10),
+        (20, 0.1, 5, 4, 2.0, 1, 5),
+        (20, 0.2, 6, 4, 1.0, 0, 1),
+    ]
+    ranges = landscape.probe_ranges(columns(rows))
+    np.testing.assert_array_equal(ranges.step, [10, 20])
+    np.testing.assert_array_equal(ranges.loss, [[1, 3], [5, 6]])
+    np.testing.assert_array_equal(ranges.change, [[1, 4], [1, 2]])
+    np.testing.assert_array_equal(ranges.beta, [10, 5])
+    np.testing.assert_array_equal(ranges.relative, [[0.5, 2], [0.25, 0.5]])
+    np.testing.assert_array_equal(ranges.cosine, [[0.2, 0.9], [0, 1]])
+
+
+def test_probe_ranges_of_what_is_not_finite_or_not_whole():
+    rows = [(10, 0.1, 3, 2, 1, 1, 5), (10, 0.2, np.inf, 2, np.nan, np.nan, np.nan), (20, 0.1, 1, 1, 1, 1, 1)]
+    ranges = landscape.probe_ranges(columns(rows))  # step 20 lacks its second row: it is being written
+    np.testing.assert_array_equal(ranges.step, [10])
+    assert np.isnan(ranges.loss).all() and np.isnan(ranges.beta).all()
+    assert len(landscape.probe_ranges({name: np.empty(0) for name in columns(rows)}).step) == 0
+    with pytest.raises(ValueError, match="2 rows a step"):
+        landscape.probe_ranges(columns([rows[0], rows[1], rows[2], (30, 0.2, 1, 1, 1, 1, 1)]))
+
+
+def test_etas_are_eight_from_half_to_four_times_the_learning_rate():
+    grid = landscape.etas(0.1)
+    np.testing.assert_allclose(grid, [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4])
+
+
+# --- Figures and command line -----------------------------------------------------------------------------------------
+
+
+def some_probes(steps):
+    return [(t, eta, 2 / t + eta, 1.5, eta, 0.9, 1 / 1.5) for t in steps for eta in landscape.etas(0.1)]
+
+
+def assert_drawn(figures):
+    assert figures.drawn
+    for stem, caption in figures.drawn:
+        assert caption
+        assert Path(f"{stem}.png").stat().st_size > 5000
+        assert Path(f"{stem}.svg").read_text(encoding="utf-8").rstrip().endswith("</svg>")
+
+
+def test_band_figure_with_a_diverged_run_and_two_seeds(tmp_path):
+    for seed in (0, 1):
+        for name in (*PLAIN_BAND, *BN_BAND):
+            write_run(tmp_path, name, seed=seed, diverged_at_step=30 if name == PLAIN_BAND[0] and seed == 0 else None)
+    figures = landscape.landscape_figures(tmp_path, "quick")
+    assert_drawn(figures)
+    assert [stem.relative_to(tmp_path).as_posix() for stem, _ in figures.drawn] == ["quick/figures/landscape"]
+    assert not figures.missing and not figures.errors
+    svg = (tmp_path / "quick/figures/landscape.svg").read_text(encoding="utf-8")
+    for words in ("diverged at step 30", "n = 2", "ratio of the mean widths", "width 0.125", "training step"):
+        assert words in svg.replace("\n", " ")
+
+
+def test_a_band_with_a_missing_run_is_listed_and_the_other_one_drawn(tmp_path):
+    for name in (*PLAIN_BAND[1:], *BN_BAND):
+        write_run(tmp_path, name)
+    figures = landscape.landscape_figures(tmp_path, "quick")
+    assert figures.missing == [("landscape band of VGG-A", command_for(PLAIN_BAND[0], "quick"))]
+    assert_drawn(figures)
+
+
+def test_nothing_is_drawn_from_nothing(tmp_path):
+    write_run(tmp_path, "inception")
+    figures = landscape.landscape_figures(tmp_path, "quick")
+    assert not figures.drawn and len(figures.missing) == 2
+    assert not (tmp_path / "quick/figures").exists()
+
+
+def test_unfinished_runs_are_drawn_as_such(tmp_path):
+    for name in BN_BAND:
+        write_run(tmp_path, name, losses=np.linspace(2, 1, 50), test_accuracy=[30.0], complete=False)
+    assert_drawn(landscape.landscape_figures(tmp_path, "quick"))
+    assert "is not finished" in (tmp_path / "quick/figures/landscape.svg").read_text(encoding="utf-8")
+
+
+def test_probe_figures_say_which_optimizer(tmp_path):
+    for seed in (0, 1):
+        for name in ("paper_vgg_a", "paper_vgg_a_bn"):
+            write_run(tmp_path, name, "paper-quick", seed=seed, epochs=1, probes=some_probes(range(10, 41, 10)))
+    figures = landscape.landscape_figures(tmp_path, "paper-quick")
+    assert_drawn(figures)
+    assert [stem.name for stem, _ in figures.drawn] == [
+        f"{kind}-sgd-lr1e-1-wd0" for kind in ("probes", "probes_relative", "probes_eta")
+    ]
+    assert not figures.missing
+    assert "(SGD)" in figures.drawn[0][1]
+
+    adam = replace(config_of("vgg_a_lr0.001", "quick"), probe_every=10)
+    write_run(tmp_path, adam, probes=some_probes([10, 20]))
+    figures = landscape.landscape_figures(tmp_path, "quick")
+    assert_drawn(figures)
+    assert "not the step that Adam takes" in figures.drawn[0][1]
+
+
+def test_missing_probes_are_listed_with_their_command(tmp_path):
+    write_run(tmp_path, "paper_vgg_a", "paper-quick", epochs=1, probes=some_probes([10]))
+    figures = landscape.landscape_figures(tmp_path, "paper-quick")
+    assert figures.missing == [
+        ("probes along the gradient of VGG-A + BatchNorm", "python MyVGG.py --bn --preset paper-quick")
+    ]
+
+
+def command_line(folder, *words):
+    command = [sys.executable, ROOT / "landscape.py", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_command_line_draws_what_it_can_and_names_what_it_cannot_read(tmp_path):
+    for name in BN_BAND:
+        write_run(tmp_path, name)
+    broken = write_run(tmp_path, PLAIN_BAND[0])
+    with (broken / "steps.csv").open("a", encoding="utf-8") as file:
+        file.write("not,a number\n")
+    done = command_line(tmp_path, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and str(broken / "steps.csv") in done.stderr
+    assert (tmp_path / "quick/figures/landscape.png").exists()
+    assert command_for(PLAIN_BAND[0], "quick") in done.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["there is none"], ["a", "b"], ["--what", "."], ["surface"], [""]])
+def test_bad_input_is_one_line_and_status_2(words, tmp_path):
+    done = command_line(tmp_path, *words)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert not done.stdout
+
+
+def test_measures_do_not_import_torch_nor_matplotlib():
+    code = "import sys, landscape; assert not {'torch', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

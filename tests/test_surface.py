@@ -1,0 +1,447 @@
+"""The filter-normalized surface: its directions, its file, what interrupts it, its figures and its command line."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up import write_run
+from torch import nn
+
+import landscape
+import MyFramework
+import MyVGG
+import surface
+from cifar_lab import checkpoint, data
+from cifar_lab.experiments import config_of
+from cifar_lab.runs import RunFileError
+from surface import Grid, compute, direction, evaluate, header, mean_loss, read_surface
+from surface_plots import draw
+
+torch.set_num_threads(1)
+
+ROOT = Path(surface.__file__).parent
+
+
+def small_net(seed=0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(4 * 6 * 6, 10)
+    )
+    for _ in range(3):  # running statistics that are not those of the images
+        net.train()(torch.randn(16, 3, 8, 8) * 2 + 1)
+    return net.eval()
+
+
+def images_and_labels(count=200):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, 8, 8, generator=generator), torch.randint(0, 10, (count,), generator=generator)
+
+
+def ignore(_):
+    """Takes the number of rows, and does nothing."""
+
+
+# --- Directions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model", [MyVGG.VGG_BatchNorm(width=0.125), MyFramework.build(config_of("inception", "quick"))]
+)
+def test_each_filter_has_the_norm_of_the_networks_own(model):
+    parameters = list(model.parameters())
+    drawn = direction(parameters, torch.Generator().manual_seed(0))
+    for p, d in zip(parameters, drawn, strict=True):
+        if p.dim() < 2:  # biases, and BatchNorm's scale and shift
+            assert d is None
+        else:
+            assert d.shape == p.shape and d.dtype == p.dtype
+            torch.testing.assert_close(d.flatten(1).norm(dim=1), p.flatten(1).norm(dim=1), rtol=1e-5, atol=0)
+            assert not torch.equal(d, p)
+
+
+def test_biases_and_batchnorm_stay_where_they_are():
+    model = small_net()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    points = evaluate(model, *images_and_labels(), Grid(points=3))
+    next(iter(points))  # at a = b = -1
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"0.weight", "5.weight"}
+
+
+def test_directions_repeat_with_the_seed_and_differ_without():
+    parameters = [nn.Parameter(torch.ones(3, 4))]
+    a, b, c = (direction(parameters, torch.Generator().manual_seed(seed))[0] for seed in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_a_filter_of_zeros_does_not_move():
+    assert torch.equal(direction([nn.Parameter(torch.zeros(2, 3))], torch.Generator())[0], torch.zeros(2, 3))
+
+
+# --- The surface ------------------------------------------------------------------------------------------------------
+
+
+def test_the_center_is_the_evaluated_loss():
+    model, (images, labels) = small_net(), images_and_labels()
+    grid = Grid(points=5, images=200)
+    losses = list(evaluate(model, images, labels, grid))
+    assert len(losses) == 25 and len(set(losses)) == 25
+    model = small_net()
+    assert losses[12] == mean_loss(model, images, labels)  # bit for bit: w + 0 d1 + 0 d2 is w
+    with torch.no_grad():
+        assert losses[12] == pytest.approx(F.cross_entropy(model(images), labels).item(), rel=1e-5)
+
+
+def test_each_point_is_the_loss_at_its_weights():
+    images, labels = images_and_labels()
+    grid = Grid(points=3, range=0.5, seed=4)
+    losses = list(evaluate(small_net(), images, labels, grid))
+    generator = torch.Generator().manual_seed(4)
+    parameters = list(small_net().parameters())
+    d1, d2 = (direction(parameters, generator) for _ in range(2))
+    for (a, b), loss in zip(grid.coordinates(), losses, strict=True):
+        model = small_net()
+        with torch.no_grad():
+            for p, x, y in zip(model.parameters(), d1, d2, strict=True):
+                if x is not None:
+                    p += a * x + b * y
+            assert loss == pytest.approx(F.cross_entropy(model(images), labels).item(), rel=1e-4)
+
+
+def test_train_mode_uses_the_statistics_of_the_images_and_no_dropout():
+    model, (images, labels) = small_net(), images_and_labels(100)
+    losses = list(evaluate(model, images, labels, Grid(points=3, mode="train")))
+    reference = small_net()
+    reference[1].train()
+    with torch.no_grad():
+        assert losses[4] == pytest.approx(F.cross_entropy(reference(images), labels).item(), rel=1e-5)
+    assert losses[4] != pytest.approx(mean_loss(small_net(), images, labels), rel=1e-3)
+    assert losses == list(evaluate(small_net(), images, labels, Grid(points=3, mode="train")))
+
+
+def test_one_dimension_is_the_middle_column():
+    images, labels = images_and_labels()
+    line = list(evaluate(small_net(), images, labels, Grid(dims=1, points=5)))
+    plane = list(evaluate(small_net(), images, labels, Grid(points=5)))
+    assert line == plane[2::5]
+
+
+# --- The file ---------------------------------------------------------------------------------------------------------
+
+GRID = Grid(points=3, images=50)
+
+
+def compute_small(file, each=ignore, weights="same", grid=GRID):
+    compute(file, small_net(), weights, *images_and_labels(50), grid, each)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4, 9])
+@pytest.mark.parametrize("half_a_row", [b"", b"0.0,", b"1.0,1.0,2.0"])
+def test_interrupted_and_continued_equals_in_one_go(tmp_path, rows, half_a_row):
+    compute_small(tmp_path / "whole.csv")
+
+    def stop(done):
+        if done == rows:
+            raise Killed
+
+    file = tmp_path / "surface.csv"
+    with pytest.raises(Killed):
+        compute_small(file, stop)
+    assert len(read_surface(file).losses) == rows
+    with file.open("ab") as end:
+        end.write(half_a_row)
+    assert len(read_surface(file).losses) == rows
+    computed = []
+    compute_small(file, computed.append)
+    assert computed == list(range(rows, 10))
+    assert file.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_file_says_what_it_is_and_reads_as_csv(tmp_path):
+    file = tmp_path / "surface.csv"
+    compute_small(file)
+    first, second, *rows = file.read_text(encoding="utf-8").splitlines()
+    about = json.loads(first.removeprefix("# "))
+    assert about.items() >= {"points": 3, "images": 50, "mode": "eval", "weights_sha256": "same"}.items()
+    assert second == "a,b,loss"
+    table = np.loadtxt(rows, delimiter=",")
+    np.testing.assert_array_equal(table[:, :2], GRID.coordinates())
+    np.testing.assert_array_equal(table[:, 2], read_surface(file).losses)
+    assert read_surface(file).center == table[4, 2]
+
+
+def test_a_file_of_other_weights_is_set_aside(tmp_path):
+    file = tmp_path / "surface.csv"
+    compute_small(file, weights="before")
+    old = file.read_bytes()
+    compute_small(file, weights="after")
+    assert read_surface(file).weights_sha256 == "after"
+    (aside,) = tmp_path.glob(".surface.before-*.csv")
+    assert aside.read_bytes() == old
+
+
+def test_a_second_writer_is_noticed(tmp_path):
+    file = tmp_path / "surface.csv"
+
+    def other(done):
+        if done == 4:
+            with file.open("ab") as end:
+                end.write(b"x")
+
+    with pytest.raises(RunFileError, match="another process"):
+        compute_small(file, other)
+
+
+def test_settings_name_the_file():
+    names = [
+        replace(Grid(), **change).stem
+        for change in ({}, {"dims": 1}, {"points": 5}, {"range": 0.25}, {"images": 9}, {"seed": 3}, {"mode": "train"})
+    ]
+    assert len(set(names)) == len(names)
+    assert names[0] == "surface-2d-25x25-range1-512images-seed0-eval"
+
+
+@pytest.mark.parametrize(
+    "change", [{"dims": 3}, {"points": 4}, {"points": 1}, {"range": 0.0}, {"range": float("nan")}, {"mode": "both"}]
+)
+def test_a_grid_that_cannot_be(change):
+    with pytest.raises(ValueError, match="no such grid"):
+        Grid(**change)
+
+
+def test_malformed_rows_are_named_with_their_line(tmp_path):
+    file = tmp_path / "surface.csv"
+    compute_small(file)
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line, complaint in (
+        (1, "{}\n", "header"), (2, "a,b,c\n", "header"), (4, "-1.0,0.0\n", "not a row"),
+        (4, "-1.0,0.5,2.0\n", "follows"), (5, "\n", "not a row"), (12, "1.0,1.0,2.0\n", "more than 9"),
+    ):  # fmt: skip
+        changed = [*lines[: number - 1], line, *lines[number:]]
+        file.write_text("".join(changed), encoding="utf-8")
+        with pytest.raises(RunFileError, match=complaint) as error:
+            read_surface(file)
+        assert str(error.value).startswith(f"{file}:{number}: ")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 400), st.booleans())
+def test_arbitrary_bytes_give_a_clean_error(tmp_path_factory, noise, at, whole_header):
+    file = tmp_path_factory.mktemp("noise") / "surface.csv"
+    good = header(GRID, "x").encode() if whole_header else b""
+    file.write_bytes(good[:at] + noise + good[at:])
+    complaint = str(file)
+    try:
+        read_surface(file)
+    except RunFileError as error:
+        complaint = str(error)
+    assert complaint.startswith(str(file))
+
+
+# --- Figures ----------------------------------------------------------------------------------------------------------
+
+
+def surface_file(folder: Path, grid: Grid, losses) -> Path:
+    rows = [f"{a!r},{b!r},{loss!r}\n" for (a, b), loss in zip(grid.coordinates().tolist(), losses, strict=False)]
+    file = folder / f"{grid.stem}.csv"
+    file.write_text(header(grid, "x") + "".join(rows), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("highest", [2.0, 2000.0, float("inf"), 0.0])
+@pytest.mark.parametrize("dims", [1, 2])
+def test_figures_side_by_side(tmp_path, dims, highest):
+    grid = Grid(dims=dims, points=5)
+    losses = np.linspace(0, 1, 5**dims).tolist()
+    losses[0] = highest
+    surfaces = {}
+    for model in ("vgg_a", "vgg_a_bn"):
+        folder = tmp_path / "quick" / model / "adam-lr1e-3-wd1e-4-seed0"
+        folder.mkdir(parents=True)
+        surfaces[folder] = read_surface(surface_file(folder, grid, losses))
+    drawn = draw(surfaces, tmp_path / "figures")
+    assert len(drawn) == dims
+    for stem, caption in drawn:
+        assert "VGG-A + BatchNorm" in caption and "vgg_a-vs-vgg_a_bn" in stem.name
+        assert Path(f"{stem}.png").stat().st_size > 5000
+        svg = Path(f"{stem}.svg").read_text(encoding="utf-8")
+        assert "eval mode" in svg and ("are drawn there" in svg.replace("\n", " ")) == (highest > 100)
+
+
+def test_nothing_finite_is_not_drawn(tmp_path):
+    grid = Grid(points=3)
+    (tmp_path / "m" / "n").mkdir(parents=True)
+    nothing = read_surface(surface_file(tmp_path / "m" / "n", grid, [float("nan")] * 9))
+    assert draw({tmp_path / "m" / "n": nothing}, tmp_path / "figures") == []
+    assert not (tmp_path / "figures").exists()
+
+
+def test_results_folder_with_surfaces(tmp_path):
+    grid = Grid(points=3)
+    folders = [write_run(tmp_path, name) for name in ("vgg_a_lr0.001", "vgg_a_bn_lr0.001", "inception")]
+    surface_file(folders[0], grid, np.linspace(0.5, 1, 9).tolist())
+    surface_file(folders[1], grid, np.linspace(0.5, 1, 9).tolist())
+    surface_file(folders[2], grid, [1.0, 2.0])
+    (folders[2] / "surface-bad.csv").write_bytes(b"bad\n")
+    figures = landscape.landscape_figures(tmp_path, "quick")
+    assert [stem.name for stem, _ in figures.drawn] == [
+        f"{grid.stem}-vgg_a-vs-vgg_a_bn-adam-lr1e-3-wd1e-4-seed0-{kind}" for kind in ("contour", "3d")
+    ]
+    assert (grid.stem, f"python landscape.py surface {folders[2]} --points 3") in figures.missing
+    assert [str(error) for error in figures.errors] == [
+        f"{folders[2] / 'surface-bad.csv'}:1: not the header of a surface file"
+    ]
+
+
+# --- Command line -----------------------------------------------------------------------------------------------------
+
+
+def trained(results: Path, run: str, build=MyVGG.build) -> Path:
+    """A run folder with a checkpoint, of a network that was not really trained."""
+    folder = write_run(results, run)
+    config = config_of(run, "quick")
+    torch.manual_seed(0)
+    state = dict.fromkeys(("epochs", "step"), 0) | dict.fromkeys(("epoch_seconds", "train_seconds"), 0.0)
+    state |= {"losses": torch.empty(0), "correct": torch.empty(0), "optimizer": {}}
+    checkpoint.save(folder, state | {"config": asdict(config), "model": build(config).state_dict()})
+    return folder
+
+
+@pytest.fixture
+def images(monkeypatch):
+    """A data set of noise in the place of CIFAR-10."""
+    rng = np.random.default_rng(0)
+    noise = type("Noise", (), {})()
+    noise.train_images = rng.integers(0, 256, (5000, 32, 32, 3), dtype=np.uint8)
+    noise.train_labels = rng.integers(0, 10, 5000, dtype=np.uint8)
+    monkeypatch.setattr(data, "load", lambda data_dir=None: noise)
+    return noise
+
+
+SMALL = ["--points", "3", "--images", "20", "--device", "cpu"]
+
+
+def test_command_line(tmp_path, images, capsys):
+    folders = [trained(tmp_path, run) for run in ("vgg_a_lr0.001", "vgg_a_bn_lr0.001")]
+    assert landscape.main(["surface", *map(str, folders), *SMALL]) == 0
+    out = capsys.readouterr().out
+    stem = "surface-2d-3x3-range1-20images-seed0-eval"
+    for kind in ("contour", "3d"):
+        assert f"figures/{stem}-vgg_a-vs-vgg_a_bn-adam-lr1e-3-wd1e-4-seed0-{kind}.png" in out
+    for folder in folders:
+        found = read_surface(folder / f"{stem}.csv")
+        model, _ = checkpoint.load_model(folder, MyVGG.build)
+        chosen = np.random.default_rng(0).permutation(5000)[:20]
+        x = torch.from_numpy(images.train_images[chosen]).permute(0, 3, 1, 2) / 255 * 2 - 1
+        with torch.no_grad():
+            expected = F.cross_entropy(model(x), torch.from_numpy(images.train_labels[chosen]).long())
+        assert found.complete and found.center == pytest.approx(expected.item(), rel=1e-4)
+    before = (folders[0] / f"{stem}.csv").stat().st_mtime_ns
+    assert landscape.main(["surface", str(folders[0]), *SMALL]) == 0  # nothing is left to compute
+    assert (folders[0] / f"{stem}.csv").stat().st_mtime_ns == before
+
+
+def test_an_inception_along_one_direction(tmp_path, images):
+    folder = trained(tmp_path, "inception", MyFramework.build)
+    assert landscape.main(["surface", str(folder), *SMALL, "--dims", "1", "--mode", "train", "--range", "0.5"]) == 0
+    found = read_surface(folder / "surface-1d-3-range0.5-20images-seed0-train.csv")
+    assert found.complete and len(found.losses) == 3
+
+
+def everything_below(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def refused(capsys, *words) -> str:
+    """The one line with which bad input is refused."""
+    with pytest.raises(SystemExit) as error:
+        landscape.main(["surface", *map(str, words)])
+    captured = capsys.readouterr()
+    assert error.value.code == 2
+    assert captured.err.count("\n") == 1 and not captured.out
+    return captured.err
+
+
+def test_folders_that_will_not_do(tmp_path, images, capsys):
+    good = trained(tmp_path, "vgg_a_lr0.001")
+    untrained = write_run(tmp_path, "vgg_a_bn_lr0.001")
+    other = write_run(tmp_path, "vgg_a_lr0.0001")
+    (other / "checkpoint.pt").write_bytes((good / "checkpoint.pt").read_bytes())
+    wrong = trained(tmp_path, "vgg_a_lr0.0005", lambda config: MyVGG.build(replace(config, width=0.25)))
+    stolen = write_run(tmp_path, "inception")
+    (stolen / "checkpoint.pt").write_bytes((good / "checkpoint.pt").read_bytes())
+    broken = trained(tmp_path, "vgg_a_lr5e-05")
+    (broken / "checkpoint.pt").write_bytes((broken / "checkpoint.pt").read_bytes()[:-200])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    before = everything_below(tmp_path)
+    for folder, complaint in (
+        (untrained, "there is no checkpoint; what makes it: python MyVGG.py"),
+        (wrong, "of another architecture"),
+        (stolen, "vgg_a"),
+        (broken, "not a whole checkpoint"),
+        (empty, "config.json"),
+        (tmp_path / "nowhere", "no such run folder"),
+    ):
+        line = refused(capsys, good, folder, *SMALL)
+        assert str(folder) in line and complaint in line
+    assert everything_below(tmp_path) == before
+    (good / "surface-2d-3x3-range1-20images-seed0-eval.csv").write_text("a,b,loss\n", encoding="utf-8")
+    assert "eval.csv:1: not the header" in refused(capsys, good, *SMALL)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--points", "4"], ["--points", "1"], ["--points", "x"], ["--range", "0"], ["--range", "inf"],
+        ["--images", "1"], ["--images", "5001"], ["--seed", "-1"], ["--mode", "test"], ["--dims", "3"],
+        ["--device", "tpu"], ["--data-dir", ""], ["--what"],
+    ],
+)  # fmt: skip
+def test_flags_that_will_not_do(tmp_path, images, capsys, words):
+    folder = trained(tmp_path, "vgg_a_lr0.001")
+    before = everything_below(tmp_path)
+    assert words[0] in refused(capsys, folder, *words)
+    assert everything_below(tmp_path) == before
+    assert "RUN_FOLDER" in refused(capsys)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be sent these signals there")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_it_after_a_whole_row(tmp_path, number, status):
+    """In a process of its own, with noise as data, killed when three rows are there."""
+    folder = trained(tmp_path, "vgg_a_lr0.001")
+    script = (
+        "import sys, types, numpy as np, landscape; from cifar_lab import data\n"
+        "rng = np.random.default_rng(0)\n"
+        "noise = types.SimpleNamespace(train_images=rng.integers(0, 256, (5000, 32, 32, 3), dtype=np.uint8),\n"
+        "                              train_labels=rng.integers(0, 10, 5000, dtype=np.uint8))\n"
+        "data.load = lambda data_dir=None: noise\n"
+        "sys.exit(landscape.main(sys.argv[1:]))\n"
+    )
+    words = ["surface", str(folder), "--points", "101", "--images", "64", "--device", "cpu"]
+    process = subprocess.Popen([sys.executable, "-c", script, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    file = folder / "surface-2d-101x101-range1-64images-seed0-eval.csv"
+    deadline = time.monotonic() + 60
+    while not (file.exists() and file.read_bytes().count(b"\n") > 4) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert stderr.count("\n") == 1 and "the same command goes on" in stderr
+    assert file.read_bytes().endswith(b"\n") and 3 <= len(read_surface(file).losses) < 101**2
+    assert not (tmp_path / "quick" / "figures").exists()
