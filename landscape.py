@@ -351,13 +351,14 @@ def main(argv: list[str]) -> int:
         import surface
 
         return surface.main(argv[1:])
-    from cifar_lab.runs import find_run_folders
+    from cifar_lab.runs import RunFileError, find_run_folders, results_folder
     from cifar_lab.settings import fail
 
-    results = Path(parser().parse_args(argv).results)
+    try:
+        results = results_folder(Path(parser().parse_args(argv).results))
+    except RunFileError as error:
+        fail(f"landscape.py: {error}")
     presets = sorted({folder.relative_to(results).parts[0] for folder in find_run_folders(results)})
-    if not presets:
-        fail(f"landscape.py: {results}: no run folders; python MyVGG.py and python MyFramework.py make them")
     unreadable = 0
     for preset in presets:
         figures = landscape_figures(results, preset)

@@ -21,7 +21,7 @@ from cifar_lab import files
 from cifar_lab.config import PAPER_PRESETS, number
 from cifar_lab.experiments import command_for
 from cifar_lab.figures import COLOURS, LABELS, plt, save, small_print
-from cifar_lab.runs import Run, RunFileError, find_run_folders, read_runs, report_runs
+from cifar_lab.runs import Run, RunFileError, find_run_folders, read_runs, report_runs, results_folder
 from cifar_lab.settings import Parser, fail, path
 from landscape_plots import Figures, all_figures
 
@@ -263,19 +263,6 @@ def _shown(value: float | None, form: str) -> str:
 
 
 # --- Command line -----------------------------------------------------------------------------------------------------
-
-
-def results_folder(given: Path) -> Path:
-    """The results folder that a path names. Raises RunFileError where it is none, and says what would be."""
-    if not given.is_dir():
-        raise RunFileError(given, "there is no such folder")
-    if find_run_folders(given):
-        return given
-    for depth, what in ((2, "a preset's folder"), (1, "a model's folder"), (0, "a run's folder")):
-        if any(given.glob("*/" * depth + "config.json")):
-            above = given.absolute().parents[2 - depth]
-            raise RunFileError(given, f"this is {what}; the results folder is {above}")
-    raise RunFileError(given, "no run folders; python MyVGG.py and python MyFramework.py make them")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from collections import deque
 
 from bench import ours, output
 from cifar_lab.data import DataError
-from cifar_lab.device import DeviceError, choose
+from cifar_lab.device import DeviceError
 from cifar_lab.settings import fail, real
 
 RESERVE = 10  # seconds kept back for ending
@@ -90,21 +90,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.set_defaults(device="cuda")
     parser.add_argument("--seconds", type=real(60, 36_000), default=450.0, help="for everything together (450)")
     args = parser.parse_args(argv)
-    module, flags = ours.command_line("vgg_a", slice(0, 1))
     try:
-        device = choose(ours.parse(module, [*flags, "--device", args.device]))
+        device = ours.choose_device(args.device)
     except DeviceError as error:
         fail(f"gpu_check: {error}")
     made_up = args.made_up_data
-    if not made_up:
-        try:
-            ours.load(args.data_dir, made_up=False)
-        except DataError as error:
-            print(f"gpu_check: random images stand in for CIFAR-10, what a step costs is the same: {error}", flush=True)
-            made_up = True
+    try:
+        data = ours.load(args.data_dir, made_up, download=False).name
+    except DataError as error:
+        print(f"gpu_check: random images stand in for CIFAR-10, what a step costs is the same: {error}", flush=True)
+        data, made_up = "random images", True
     shared = ["--device", args.device, "--output", str(args.output), *(["--made-up-data"] if made_up else []),
               *(["--data-dir", args.data_dir] if args.data_dir and not made_up else [])]  # fmt: skip
-    about = output.described(device, made_up)
+    about = output.described(device, data)
     name = output.slug(device)
     results: dict[str, dict] = {}
     for part, share, least, command in parts(shared):

@@ -14,7 +14,7 @@ from cifar_lab import data as cifar10
 from cifar_lab import script
 from cifar_lab.config import PAPER_PRESETS, PRESETS, number, run_folder
 from cifar_lab.console import Console, StopSignals
-from cifar_lab.device import choose
+from cifar_lab.device import Device, choose
 from cifar_lab.experiments import LEARNING_RATES
 from cifar_lab.loader import Loader
 from cifar_lab.lockstep import Lockstep, TrainingRun
@@ -56,9 +56,12 @@ def parse(module: ModuleType, flags: list[str]) -> Settings:
     return script.parse(SETTINGS[module], flags, f"{module.__name__}.py", module.__doc__, presets)
 
 
-def lockstep(
-    module: ModuleType, flags: list[str], data: cifar10.Cifar10, results: Path, console: Quiet
-) -> Lockstep:
+def choose_device(name: str, *flags: str) -> Device:
+    """The device of that name (auto, cpu, cuda, mps) as the scripts set it up. Raises DeviceError."""
+    return choose(parse(MyVGG, ["--device", name, *flags]))
+
+
+def lockstep(module: ModuleType, flags: list[str], data: cifar10.Cifar10, results: Path, console: Quiet) -> Lockstep:
     """The lockstep group of a command line, its run folders new ones below `results`."""
     settings = parse(module, flags)
     device = choose(settings)
@@ -124,14 +127,17 @@ def batches_alone(loader: Loader, use_graph: bool) -> Iterator[int]:
 # --- Data ------------------------------------------------------------------------------------------------------------
 
 
-def load(data_dir: str | None, made_up: bool) -> cifar10.Cifar10:
-    """CIFAR-10, or random images of the same number and size: what a step costs does not depend on the pixels."""
+def load(data_dir: str | None, made_up: bool, download: bool = True) -> cifar10.Cifar10:
+    """CIFAR-10, or random images of the same number and size: what a step costs does not depend on the pixels.
+
+    Raises DataError.
+    """
     if not made_up:
-        return cifar10.load(data_dir)
+        return cifar10.load(data_dir, download)
     rng = np.random.default_rng(0)
 
     def split(n: int) -> tuple[np.ndarray, np.ndarray]:
         return rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, n, dtype=np.uint8)
 
     train, test = split(50_000), split(10_000)
-    return cifar10.Cifar10(*train, *test, sha256={})
+    return cifar10.Cifar10(*train, *test, sha256={}, name="random images")

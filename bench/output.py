@@ -32,11 +32,11 @@ class Parser(argparse.ArgumentParser):
         settings.fail(f"{self.prog}: {message.removeprefix('argument ')}")
 
 
-def described(device: Device, made_up: bool) -> dict:
-    """Commit, device, precision and versions."""
+def described(device: Device, data: str) -> dict:
+    """Commit, device, precision, versions, and the data set's name."""
     about = environment(device.describe(), device.precision, {})
     del about["data_sha256"]
-    return about | {"data": "made-up images" if made_up else "CIFAR-10"}
+    return about | {"data": data}
 
 
 def slug(device: Device) -> str:

@@ -20,7 +20,7 @@ import MyFramework
 import MyVGG
 from bench import ours, output, timing
 from cifar_lab.data import DataError
-from cifar_lab.device import DeviceError, choose, matmul_rate
+from cifar_lab.device import DeviceError, matmul_rate
 from cifar_lab.experiments import EXPERIMENTS, RUNS, Experiment
 from cifar_lab.settings import fail, integer, real
 
@@ -76,7 +76,7 @@ def work(args) -> None:
     print(json.dumps({
         "model": kind(experiment)[0], "networks": len(group.runs), "flags": experiment.flags, "epochs": epochs,
         "train_seconds": train_seconds, "epoch_seconds": timing.spread([e["seconds"] for e in steady]),
-        "test_seconds": timing.spread([e["test_seconds"] for e in steady]), "start_seconds": epochs[0]["seconds"],
+        "test_seconds": timing.spread([e["test_seconds"] for e in steady]),
         "images_per_second": images * len(group.runs) / train_seconds["median"],
         "share_of_matmul_rate": images * flops / train_seconds["median"] / rate,
         "matmul_flops_per_second": rate, "peak_bytes": timing.peak_bytes(group.device.torch),
@@ -91,9 +91,7 @@ def estimate(measured: dict[tuple[str, int], dict]) -> dict | None:
     parts = []
     for experiment in EXPERIMENTS:
         of_kind = measured[kind(experiment)]
-        # Start-up: process, data, first epoch with its capture.
-        seconds = of_kind["process_seconds"] - sum(e["seconds"] for e in of_kind["epochs"][1:])
-        seconds += (experiment.epochs - 1) * of_kind["epoch_seconds"]["median"]
+        seconds = of_kind["start_seconds"] + (experiment.epochs - 1) * of_kind["epoch_seconds"]["median"]
         parts.append({"command": experiment.command(), "runs": len(experiment.runs), "seconds": seconds})
     return {
         "seconds": sum(p["seconds"] for p in parts),
@@ -110,7 +108,7 @@ def markdown(about: dict, measured: dict[tuple[str, int], dict], total: dict | N
             continue
         rows.append([
             model, str(networks), output.shown(m["train_seconds"], ".3f"), output.shown(m["test_seconds"], ".3f"),
-            output.shown(m["epoch_seconds"], ".3f"), f"{m['process_seconds'] - sum(e['seconds'] for e in m['epochs'][1:]):.1f}",
+            output.shown(m["epoch_seconds"], ".3f"), f"{m['start_seconds']:.1f}",
             f"{m['images_per_second']:,.0f}", f"{100 * m['share_of_matmul_rate']:.1f}",
             f"{(m['peak_bytes'] or 0) / 2**20:,.0f}", "yes" if m["cuda_graph"] else "no",
         ])  # fmt: skip
@@ -148,13 +146,11 @@ def main(argv: list[str] | None = None) -> int:
         work(args)
         return 0
     try:
-        module, flags = ours.command_line("vgg_a", slice(0, 1))
-        device = choose(ours.parse(module, [*flags, *shlex.split(args.flags), "--device", args.device]))
-        if not args.made_up_data:
-            ours.load(args.data_dir, False)
+        device = ours.choose_device(args.device, *shlex.split(args.flags))
+        data = ours.load(args.data_dir, args.made_up_data).name
     except (DataError, DeviceError) as error:
         fail(f"report_slice: {error}")
-    about = output.described(device, args.made_up_data) | {"epochs": args.epochs, "flags": args.flags}
+    about = output.described(device, data) | {"epochs": args.epochs, "flags": args.flags}
     measured: dict[tuple[str, int], dict] = {}
     start = time.monotonic()
     for number, (of_kind, experiment) in enumerate(kinds().items()):
@@ -173,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
         content = {"about": about, "kinds": list(measured.values()), "make_report": total}
         output.write(args.output, f"{output.slug(device)}-report", content, markdown(about, measured, total))
         m = measured[of_kind]
-        what = m.get("error") or f"{m['epoch_seconds']['median']:.3f} s an epoch, {m['images_per_second']:,.0f} images/s"
+        what = m.get("error") or f"{m['epoch_seconds']['median']:.3f} s an epoch"
         print(f"{experiment.script} {experiment.flags}: {what}", flush=True)
     if total:
         print(f"make report, extrapolated: {total['seconds'] / 60:.1f} min", flush=True)
@@ -189,7 +185,10 @@ def _run(command: list[str], limit: float) -> dict:
         return {"error": f"not done after {limit:.0f} s"}
     if done.returncode:
         return {"error": f"exit status {done.returncode}: {' / '.join(done.stderr.splitlines()[-6:])}"}
-    return json.loads(done.stdout.splitlines()[-1]) | {"process_seconds": time.perf_counter() - start}
+    measured = json.loads(done.stdout.splitlines()[-1])
+    later_epochs = sum(e["seconds"] for e in measured["epochs"][1:])
+    # Process, data, first epoch with the graph's capture, and the end of the process.
+    return measured | {"start_seconds": time.perf_counter() - start - later_epochs}
 
 
 if __name__ == "__main__":

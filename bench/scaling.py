@@ -19,7 +19,7 @@ import torch
 import MyVGG
 from bench import ours, output, timing
 from cifar_lab.data import DataError
-from cifar_lab.device import DeviceError, choose
+from cifar_lab.device import DeviceError
 from cifar_lab.experiments import EXPERIMENTS
 from cifar_lab.runs import find_run_folders, read_run
 from cifar_lab.settings import choice, fail, integer, real
@@ -56,7 +56,8 @@ def memory(args) -> dict:
     images = max(200, args.images // 25)
     rows = []
     with tempfile.TemporaryDirectory() as results:
-        group = ours.lockstep(MyVGG, _flags(args, images, args.memory_epochs), data, Path(results), ours.Quiet())
+        # One epoch more than is walked through: what ends a run is no part of this.
+        group = ours.lockstep(MyVGG, _flags(args, images, args.memory_epochs + 1), data, Path(results), ours.Quiet())
         update = group.accelerate(MyVGG.training_step)
         for epoch in group.epochs():
             for batch in group.batches(epoch):
@@ -68,6 +69,8 @@ def memory(args) -> dict:
             if group.device.torch.type == "cuda":
                 row["cuda_bytes"] = torch.cuda.memory_allocated()
             rows.append(row)
+            if epoch == args.memory_epochs:
+                break
     return {"images": images, "rows": rows}
 
 
@@ -117,7 +120,8 @@ def markdown(about: dict, measured: dict[str, dict]) -> str:
             text.append(f"\n## {part}\n\nFailed: {m['error']}\n")
         elif part == "epochs":
             largest = m["rows"][-1]["microseconds_an_image"]
-            text.append(f"\n## Epoch time against the number of images\n\n{width}, one network, without evaluation.\n\n")
+            text.append("\n## Epoch time against the number of images\n\n")
+            text.append(f"{width}, one network, without evaluation.\n\n")
             text.append(table(
                 ["images", "s an epoch", "µs an image", "relative to the last row"],
                 [[f"{r['images']:,}", output.shown(r["seconds"], ".3g"), f"{r['microseconds_an_image']:.1f}",
@@ -157,9 +161,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--worker", action="store_true", help="one part, in this process, JSON on standard output")
     args = parser.parse_args(argv)
     try:
-        device = choose(ours.parse(MyVGG, ["--device", args.device]))
-        if not args.made_up_data and not args.worker:
-            ours.load(args.data_dir, made_up=False)
+        device = ours.choose_device(args.device)
+        data = "" if args.worker else ours.load(args.data_dir, args.made_up_data).name
     except (DataError, DeviceError) as error:
         fail(f"scaling: {error}")
     args.epochs = args.epochs or (5 if device.torch.type == "cuda" else 1)
@@ -167,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         measure = {"epochs": epoch_times, "memory": memory, "plots": plots, "start": start}[args.parts[0]]
         print(json.dumps(measure(args)), flush=True)
         return 0
-    about = output.described(device, args.made_up_data) | {"width": args.width}
+    about = output.described(device, data) | {"width": args.width}
     measured: dict[str, dict] = {}
     for part in args.parts:
         command = [

@@ -1,5 +1,6 @@
 """What the benchmarks measure with: steady-state steps, peak memory, medians with their spread."""
 
+import contextlib
 import ctypes
 import gc
 import statistics
@@ -63,14 +64,10 @@ def start_peak(device: torch.device) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
-        try:
-            ctypes.CDLL(None).malloc_trim(0)  # of glibc; other C libraries keep what they have
-        except AttributeError:
-            pass
-        try:
+        with contextlib.suppress(AttributeError):  # of glibc; other C libraries keep what they have
+            ctypes.CDLL(None).malloc_trim(0)
+        with contextlib.suppress(OSError):  # where this is forbidden, the peak is that of the whole process so far
             Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets VmHWM back to VmRSS
-        except OSError:
-            pass  # the peak is then that of the whole process so far
 
 
 def peak_bytes(device: torch.device) -> int | None:

@@ -4,11 +4,14 @@ A checkpoint holds tensors and plain values and is loaded with `weights_only=Tru
 before it is kept beside it, and used where the newest is damaged.
 """
 
+import io
+import os
 import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +21,7 @@ from cifar_lab.files import write_whole
 
 NEWEST = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
+UNUSABLE = "checkpoint.unusable.pt"
 # What every checkpoint holds, with its type.
 CONTENT = {
     "config": dict,
@@ -29,6 +33,7 @@ CONTENT = {
     "correct": torch.Tensor,  # (step,) int64
     "epoch_seconds": float,  # of that epoch
     "train_seconds": float,  # of the whole epochs
+    "probes_stopped_at": int,  # 0: they go on
 }
 
 
@@ -38,7 +43,9 @@ class CheckpointError(Exception):
 
 def save(folder: Path, state: dict) -> None:
     """Writes a run's newest checkpoint and keeps the one before. Raises OSError."""
-    write_whole(folder / NEWEST, lambda file: torch.save(state, file), keep=folder / PREVIOUS)
+    content = io.BytesIO()
+    torch.save(state, content)  # straight into a file, it would report a full disk as an error in its own archive
+    write_whole(folder / NEWEST, lambda file: file.write(content.getbuffer()), keep=folder / PREVIOUS)
 
 
 def read(path: Path) -> dict:
@@ -83,11 +90,12 @@ def check_architecture(path: Path, model: nn.Module, weights: dict) -> None:
             raise CheckpointError(f"{path}: of another architecture (the shape of {name} differs)")
 
 
-def newest(folder: Path, usable: Callable[[Path, dict], None], warn: Callable[[str], None]) -> dict | None:
-    """The newest checkpoint of a folder that can be used, None where there is none.
+def newest(folder: Path, use: Callable[[Path, dict], Any]) -> tuple[Any, list[str]]:
+    """What `use` makes of the newest checkpoint of a folder that can be used, None where there is none.
 
-    usable: raises CheckpointError on a checkpoint that is whole and yet not to be used. warn: is told of each one that
-    is passed over. Raises CheckpointError where there are checkpoints and none can be used.
+    use: is given a checkpoint's path and content; raises CheckpointError where it is whole and yet not to be used.
+    Returns also what is wrong with a newer one that was passed over. Raises CheckpointError where there are checkpoints
+    and none can be used.
     """
     passed_over = []
     for name in (NEWEST, PREVIOUS):
@@ -95,38 +103,48 @@ def newest(folder: Path, usable: Callable[[Path, dict], None], warn: Callable[[s
         if not path.exists():
             continue
         try:
-            state = read(path)
-            usable(path, state)
+            return use(path, read(path)), [f"{reason}: {name} is used" for reason in passed_over]
         except CheckpointError as error:
             passed_over.append(str(error))
-            continue
-        for reason in passed_over:
-            warn(f"{reason}: continuing from {name}")
-        return state
     if passed_over:
-        raise CheckpointError(f"{'; '.join(passed_over)}; --fresh starts again and keeps the old folder")
-    return None
+        raise CheckpointError("; ".join(passed_over))
+    return None, []
+
+
+def set_aside(folder: Path) -> None:
+    """Renames a newest checkpoint that cannot be used, so that the next one does not take the previous one's place."""
+    os.replace(folder / NEWEST, folder / UNUSABLE)
 
 
 def load_model(
-    folder: str | Path, build: Callable[[RunConfig], nn.Module], models: tuple[str, ...] = ()
+    folder: str | Path,
+    build: Callable[[RunConfig], nn.Module],
+    models: tuple[str, ...] = (),
+    warn: Callable[[str], None] = print,
 ) -> tuple[nn.Module, dict]:
     """A run's network with the weights of its newest checkpoint, in eval mode on the CPU, and the checkpoint.
 
-    build: makes the network of a configuration. models: those that `build` knows, where it does not know all.
-    Raises CheckpointError, also for a folder without a checkpoint.
+    build: makes the network of a configuration. models: those that `build` knows, where it does not know all. warn: is
+    told of a newer checkpoint that cannot be used. Raises CheckpointError, also for a folder without a checkpoint.
     """
-    path = Path(folder) / NEWEST
-    state = read(path)
-    if models and state["config"].get("model") not in models:
-        raise CheckpointError(f"{path}: of the network {state['config'].get('model')}, not one of {', '.join(models)}")
-    known = {f.name for f in fields(RunConfig)}
-    if set(state["config"]) != known:
-        raise CheckpointError(f"{path}: its settings are not those of this version")
-    try:
-        model = build(RunConfig(**state["config"]))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: its settings give no network ({error})") from None
-    check_architecture(path, model, state["model"])
-    model.load_state_dict(state["model"])
-    return model.eval(), state
+
+    def use(path: Path, state: dict) -> tuple[nn.Module, dict]:
+        name = state["config"].get("model")
+        if models and name not in models:
+            raise CheckpointError(f"{path}: of the network {name}, not one of {', '.join(models)}")
+        if set(state["config"]) != {f.name for f in fields(RunConfig)}:
+            raise CheckpointError(f"{path}: its settings are not those of this version")
+        try:
+            model = build(RunConfig(**state["config"]))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: its settings give no network ({error})") from None
+        check_architecture(path, model, state["model"])
+        model.load_state_dict(state["model"])
+        return model.eval(), state
+
+    found, passed_over = newest(Path(folder), use)
+    for reason in passed_over:
+        warn(reason)
+    if found is None:
+        raise CheckpointError(f"{Path(folder) / NEWEST}: there is no checkpoint")
+    return found

@@ -77,7 +77,8 @@ def load(data_dir: str | Path | None = None, download: bool = True) -> Cifar10:
             return _read_cache(cache, sums, name)
         if name != NAME:
             raise DataError(f"{path / MANIFEST}: declares {name}, but {cache} is missing")
-        return _fetch(path, download)
+        with _ends_on_sigterm():
+            return _fetch(path, download)
     except OSError as error:
         raise DataError(f"{error.filename or path}: {error.strerror or error}") from None
 
@@ -168,7 +169,7 @@ def _fetch(folder: Path, download: bool) -> Cifar10:
             _say(f"{folder / CACHE}: not written ({error.strerror}); {path} is read again at the next start")
         return data
     if download:
-        with _ends_on_sigterm(), _work_folder(folder) as work:
+        with _work_folder(folder) as work:
             for number, (source, fetch) in enumerate(DOWNLOADS.items()):
                 _say(f"{NAME} is not in {folder}: trying {source}")
                 own = work / str(number)
@@ -195,8 +196,8 @@ def _save(folder: Path, data: Cifar10) -> None:
 
 @contextmanager
 def _work_folder(folder: Path) -> Iterator[Path]:
-    """A folder for half-finished things inside the data directory; it goes, and an empty directory with it."""
-    is_new = not folder.exists()
+    """A folder for half-finished things inside the data directory; it goes, and with it what was made for nothing."""
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         work = tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.absolute(), ignore_cleanup_errors=True)
@@ -208,9 +209,9 @@ def _work_folder(folder: Path) -> Iterator[Path]:
         with work as name:
             yield Path(name)
     finally:
-        if is_new:
-            with suppress(OSError):  # not empty: the data are there
-                folder.rmdir()
+        with suppress(OSError):  # not empty: the data are there
+            for parent in made:
+                parent.rmdir()
 
 
 @contextmanager

@@ -198,7 +198,7 @@ def _download(command: list[str], work: Path, size: int) -> None:
         process = subprocess.Popen(
             command, cwd=work, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
-    bar = tqdm(total=size, unit="B", unit_scale=True, unit_divisor=1000, disable=not sys.stderr.isatty())
+    bar = tqdm(total=size, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
     try:
         start = moved = time.monotonic()
         there = 0

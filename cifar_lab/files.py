@@ -1,5 +1,6 @@
 """Files that are whole or absent: written to a temporary name, flushed to disk, renamed."""
 
+import glob
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import BinaryIO
 def write_whole(path: Path, write: Callable[[BinaryIO], object], *, keep: Path | None = None) -> None:
     """Replaces a file by what `write` puts into it; until the new one is whole, the old one stays.
 
-    keep: a name that the old file gets instead of being dropped. Raises OSError, and then leaves the old file.
+    keep: a name that the old file gets instead of being dropped. Raises OSError, and then leaves the old file, under
+    that name where it had it already.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -24,6 +26,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, keep: Path |
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Removes what a killed process left of a file that nobody else writes now."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

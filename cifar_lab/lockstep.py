@@ -9,8 +9,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,6 +68,7 @@ class TrainingRun:
         self.epoch_seconds = 0.0
         self.train_seconds = 0.0
         self.probes: list[tuple] = []
+        self.probes_stopped_at: int | None = None
         self.saved_at: tuple[int, int] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -81,10 +84,15 @@ class TrainingRun:
         """Whether the step of the epoch (from 1; step from 0) is the next thing that this run has to do."""
         return not self.ended and (self.epochs, self.step) == (epoch - 1, step)
 
-    def record_probe(self, step: int, result) -> None:
-        """Rows for probes.csv; written with the next checkpoint or epoch."""
-        columns = (result.eta, result.loss, result.grad_norm, result.grad_change, result.grad_cosine, result.beta)
-        self.probes += [(step, *(float(x) for x in row)) for row in zip(*map(np.atleast_1d, columns), strict=True)]
+    def record_probe(self, step: int, result: Any) -> None:
+        """Takes down a probe, a dataclass of arrays (E,) in the order of the columns of probes.csv.
+
+        It is written with the next checkpoint or epoch. The first gradient that is not finite ends the probes.
+        """
+        if not np.isfinite(result.grad_norm).all():
+            self.probes_stopped_at = step
+        elif self.probes_stopped_at is None:
+            self.probes += [(step, *map(float, row)) for row in zip(*astuple(result), strict=True)]
 
     def flush_probes(self) -> None:
         if self.probes:
@@ -107,31 +115,50 @@ class TrainingRun:
             "correct": self.correct[: self.step].cpu(),
             "epoch_seconds": self.epoch_seconds,
             "train_seconds": self.train_seconds,
+            "probes_stopped_at": self.probes_stopped_at or 0,
         }
         checkpoint.save(self.recorder.folder, state)
         self.saved_at = (self.epochs, self.step)
 
-    def _usable(self, path, state: dict) -> None:
+    def _take_over(self, path: Path, state: dict) -> bool:
+        """Continues from a checkpoint. Raises CheckpointError where it is not one of this run."""
         if differ := checkpoint.differing(state, self.config):
             raise checkpoint.CheckpointError(f"{path}: of a run with other settings ({', '.join(differ)})")
         checkpoint.check_architecture(path, self.model, state["model"])
         if not 0 <= state["step"] == len(state["losses"]) == len(state["correct"]) <= len(self.losses):
             raise checkpoint.CheckpointError(f"{path}: its position does not fit its losses")
+        self.model.load_state_dict(state["model"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoint.CheckpointError(f"{path}: of another optimizer ({error})") from None
+        self.epochs, self.step = state["epochs"], state["step"]
+        self.losses[: self.step] = state["losses"].to(self.losses.device)
+        self.correct[: self.step] = state["correct"].to(self.correct.device)
+        self.epoch_seconds, self.train_seconds = state["epoch_seconds"], state["train_seconds"]
+        self.probes_stopped_at = state["probes_stopped_at"] or None
+        self.saved_at = (self.epochs, self.step)
+        return True
 
     def resume(self, warn: Callable[[str], None]) -> bool:
-        """Takes over the newest usable checkpoint and cuts the logs back to it; False where there is none."""
-        state = checkpoint.newest(self.recorder.folder, self._usable, warn)
-        if state is not None:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.epochs, self.step = state["epochs"], state["step"]
-            self.losses[: self.step] = state["losses"].to(self.losses.device)
-            self.correct[: self.step] = state["correct"].to(self.correct.device)
-            self.epoch_seconds, self.train_seconds = state["epoch_seconds"], state["train_seconds"]
-            self.saved_at = (self.epochs, self.step)
+        """Takes over the newest usable checkpoint and cuts the logs back to it; False where there is none.
+
+        warn: is told of a newer one that is damaged. Raises CheckpointError and FolderError, and then has changed
+        nothing, where there are checkpoints and none can be used, or the logs hold less than it.
+        """
+        folder = self.recorder.folder
+        try:
+            found, passed_over = checkpoint.newest(folder, self._take_over)
+        except checkpoint.CheckpointError as error:
+            raise checkpoint.CheckpointError(f"{error}; --fresh starts again and keeps the old folder") from None
+        for reason in passed_over:
+            warn(reason)
         steps = self.epochs * len(self.losses)
-        self.recorder.cut_back(self.epochs, steps, probed_up_to=steps + self.step)
-        return state is not None
+        probed = self.probes_stopped_at - 1 if self.probes_stopped_at else steps + self.step
+        self.recorder.cut_back(self.epochs, steps, probed_up_to=probed)
+        if passed_over:
+            checkpoint.set_aside(folder)
+        return bool(found)
 
 
 class Batch:
@@ -368,6 +395,7 @@ class Lockstep:
             "last_accuracy": float(accuracy[-1]) if len(accuracy) else None,
             "best_accuracy_selected_on_test": float(accuracy.max()) if len(accuracy) else None,
             "diverged_at_step": diverged_at_step,
+            **({"probes_stopped_at_step": run.probes_stopped_at} if run.probes_stopped_at else {}),
             "train_seconds": run.train_seconds,
             "images_per_second": speed,
             "parameters": run.parameters,
@@ -385,6 +413,8 @@ class Lockstep:
         if speed:
             words.append(f"{speed:.0f} images/s, {summary['tflops']:.3g} TFLOP/s")
             words.append(f"{100 * summary['share_of_matmul_rate']:.0f}% of the matrix-product rate")
+        if run.probes_stopped_at:
+            words.append(f"probes stopped at step {run.probes_stopped_at}, where the gradient is not finite")
         self._console.say(", ".join(words))
 
     def _save(self, runs: list[TrainingRun]) -> None:

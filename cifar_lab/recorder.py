@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from cifar_lab import files
+from cifar_lab import checkpoint, files
 from cifar_lab.config import RunConfig
-from cifar_lab.runs import EPOCH_COLUMNS, PROBE_COLUMNS, SCHEMA, STEP_COLUMNS, RunFileError, read_config
+from cifar_lab.runs import EPOCH_COLUMNS, PROBE_COLUMNS, SCHEMA, STEP_COLUMNS, RunFileError, read_config, read_run
 
 HEADERS = {"epochs.csv": EPOCH_COLUMNS, "steps.csv": STEP_COLUMNS, "probes.csv": PROBE_COLUMNS}
+FILES = ("config.json", *HEADERS, "summary.json", checkpoint.NEWEST)
 
 
 class FolderError(Exception):
@@ -32,11 +33,18 @@ class Busy(FolderError):
 def environment(device: str, precision: str, data_sha256: dict[str, str]) -> dict:
     """What does not identify a run but belongs beside its numbers."""
     root = Path(__file__).resolve().parent.parent
+    commit = os.environ.get("GIT_COMMIT")  # for a copy without its history
     try:
-        commit = subprocess.run(
-            ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, timeout=10, check=True,
-        ).stdout.strip()  # fmt: skip
+        commit = (
+            commit
+            or subprocess.run(
+                ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=12"],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            ).stdout.strip()
+        )
     except (OSError, subprocess.SubprocessError):
         commit = None
     return {
@@ -48,6 +56,10 @@ def environment(device: str, precision: str, data_sha256: dict[str, str]) -> dic
         "platform": platform.platform(terse=True),
         "data_sha256": data_sha256,
     }
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 class Recorder:
@@ -71,7 +83,7 @@ class Recorder:
         if not self.folder.exists():
             return None
         if not (self.folder / "config.json").exists():
-            if any(self.folder.iterdir()):
+            if any(not path.name.startswith(".") for path in self.folder.iterdir()):
                 raise FolderError(f"{self.folder}: holds files but no config.json; --fresh moves it aside")
             return None
         try:
@@ -90,13 +102,12 @@ class Recorder:
 
     def summary(self) -> dict | None:
         """The folder's summary.json, None where the run has not ended. Raises FolderError."""
-        path = self.folder / "summary.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not (self.folder / "summary.json").exists():
             return None
-        except (ValueError, RecursionError) as error:
-            raise FolderError(f"{path}: not JSON ({error}); --fresh moves the folder aside") from None
+        try:
+            return read_run(self.folder).summary
+        except RunFileError as error:
+            raise FolderError(f"{error}; --fresh moves the folder aside") from None
 
     def acquire(self) -> None:
         """Holds the folder for this process. Raises Busy, naming who holds it, and OSError."""
@@ -104,19 +115,37 @@ class Recorder:
         try:
             self._lock.acquire()
         except Timeout:
-            try:
-                owner = json.loads(self._owner.read_text(encoding="utf-8"))
-                who = f"process {owner['pid']} on {owner['host']}"
-            except (OSError, ValueError, KeyError, TypeError):
-                who = "another process"
-            raise Busy(f"{self.folder}: {who} is training this run") from None
-        files.write_text(self._owner, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            raise Busy(f"{self.folder}: {self._holder() or 'another process'} is training this run") from None
+        try:
+            files.remove_unfinished(self._owner)
+            files.write_text(self._owner, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        except BaseException:
+            self._lock.release()
+            raise
 
     def release(self) -> None:
         """Lets other processes write to the folder again."""
         if self._lock.is_locked:
-            self._owner.unlink(missing_ok=True)
+            if self._holder() == _this_process():
+                self._owner.unlink(missing_ok=True)
             self._lock.release()
+
+    def _holder(self) -> str | None:
+        """The process that holds the folder, in words; None where that cannot be said."""
+        try:
+            owner = json.loads(self._owner.read_text(encoding="utf-8"))
+            return f"process {owner['pid']} on {owner['host']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _check_held(self) -> None:
+        """Raises Busy where another process has taken the run over.
+
+        The lock alone does not keep it out where the results folder was removed, and the lock with it, or where a
+        network file system's locks end at the host.
+        """
+        if (holder := self._holder()) not in (None, _this_process()):
+            raise Busy(f"{self.folder}: {holder} is training this run too; this process leaves it to that one")
 
     def set_aside(self) -> Path | None:
         """Moves an existing folder out of the sight of plots, under a name that says when. Deletes nothing."""
@@ -130,6 +159,8 @@ class Recorder:
     def start(self, epochs: int, described: dict) -> None:
         """Makes the folder of a new run, or brings config.json of an old one up to date. Raises OSError."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            files.remove_unfinished(self.folder / name)
         config = self.folder / "config.json"
         earlier: list[dict] = []
         if config.exists():
@@ -153,44 +184,71 @@ class Recorder:
                 files.write_text(self.folder / name, ",".join(HEADERS[name]) + "\n")
 
     def cut_back(self, epochs: int, steps: int, probed_up_to: int) -> None:
-        """Drops what the logs hold beyond a checkpoint. Raises FolderError where they hold less than it."""
-        for name, wanted in (("epochs.csv", epochs), ("steps.csv", steps)):
+        """Drops what the logs hold beyond a checkpoint, and the summary, which is derived from them.
+
+        Raises FolderError, and then has changed nothing, where they hold less than the checkpoint.
+        """
+        kept = {name: self._rows(name, wanted) for name, wanted in (("epochs.csv", epochs), ("steps.csv", steps))}
+        if "probes.csv" in self._logs:
+            kept["probes.csv"] = self._probes(probed_up_to)
+        (self.folder / "summary.json").unlink(missing_ok=True)
+        for name, rows in kept.items():
             path = self.folder / name
-            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-            whole = [line for line in lines if line.endswith(b"\n")]
-            if len(whole) < 1 + wanted:
-                have = max(len(whole) - 1, 0)
-                raise FolderError(f"{path}: has {have} rows where the checkpoint has {wanted}; --fresh starts again")
-            if len(lines) > 1 + wanted:
-                files.write_whole(path, lambda file, kept=whole[: 1 + wanted]: file.writelines(kept))
-        path = self.folder / "probes.csv"
-        if self.config.probe_every and path.exists():
-            header, *rows = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-            kept = [row for row in rows if int(row.split(b",", 1)[0]) <= probed_up_to]
-            files.write_whole(path, lambda file: file.writelines([header, *kept]))
+            if path.exists() and path.read_bytes() != b"".join(rows):
+                files.write_whole(path, lambda file, rows=rows: file.writelines(rows))
+
+    def _whole_rows(self, name: str) -> list[bytes]:
+        """The rows of a log, the header first, without half a last one."""
+        path = self.folder / name
+        rows = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        return [row for row in rows if row.endswith(b"\n")]
+
+    def _rows(self, name: str, wanted: int) -> list[bytes]:
+        """The header and the first `wanted` rows of a log."""
+        rows = self._whole_rows(name)
+        if max(len(rows) - 1, 0) < wanted:
+            raise FolderError(
+                f"{self.folder / name}: has {max(len(rows) - 1, 0)} rows where the checkpoint has {wanted}; "
+                "--fresh starts again"
+            )
+        return rows[: 1 + wanted]
+
+    def _probes(self, up_to: int) -> list[bytes]:
+        """The header and the rows of probes.csv up to a step."""
+        rows = self._whole_rows("probes.csv")
+        try:
+            steps = [int(row.split(b",", 1)[0]) for row in rows[1:]]
+        except ValueError:
+            raise FolderError(f"{self.folder / 'probes.csv'}: a row has no step; --fresh starts again") from None
+        kept = rows[:1] + [row for row, step in zip(rows[1:], steps, strict=True) if step <= up_to]
+        last = up_to // self.config.probe_every * self.config.probe_every
+        if last and last not in steps:
+            raise FolderError(f"{self.folder / 'probes.csv'}: has no step {last}, which the checkpoint has")
+        return kept
 
     # --- During training -----------------------------------------------------------------------------------------
 
+    def _append(self, name: str, rows: list[str]) -> None:
+        self._check_held()
+        files.append(self.folder / name, "".join(row + "\n" for row in rows))
+
     def append_steps(self, first: int, losses: np.ndarray) -> None:
         """losses: (n,) float32 of steps first, first + 1, ..."""
-        files.append(self.folder / "steps.csv", "".join(f"{first + i},{x!s}\n" for i, x in enumerate(losses)))
+        self._append("steps.csv", [f"{first + i},{x!s}" for i, x in enumerate(losses)])
 
     def append_epoch(self, row: list) -> None:
         """One row of epochs.csv, in its columns' order."""
-        files.append(self.folder / "epochs.csv", ",".join(map(str, row)) + "\n")
+        self._append("epochs.csv", [",".join(map(str, row))])
 
     def append_probes(self, rows: list[tuple]) -> None:
         """Rows of probes.csv."""
-        files.append(self.folder / "probes.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
+        self._append("probes.csv", [",".join(map(str, row)) for row in rows])
 
     def sync_logs(self) -> None:
         """Waits until the logs are on the disk: a checkpoint must never be ahead of them."""
+        self._check_held()
         for name in self._logs:
             files.sync(self.folder / name)
-
-    def reopen(self) -> None:
-        """Takes back the end of a run that is to go on. Its summary is derived from the logs and is written again."""
-        (self.folder / "summary.json").unlink(missing_ok=True)
 
     def finish(self, summary: dict) -> None:
         """Writes summary.json, which marks the run as complete."""

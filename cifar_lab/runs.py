@@ -118,6 +118,19 @@ def find_run_folders(root: str | Path, preset: str | None = None) -> list[Path]:
     return sorted(f for f in found if preset in (None, parts[f][0]) and not any(p.startswith(".") for p in parts[f]))
 
 
+def results_folder(given: Path) -> Path:
+    """The results folder that a path names. Raises RunFileError where it is none, and says what would be."""
+    if not given.is_dir():
+        raise RunFileError(given, "there is no such folder")
+    if find_run_folders(given):
+        return given
+    for depth, what in ((2, "a preset's folder"), (1, "a model's folder"), (0, "a run's folder")):
+        if any(given.glob("*/" * depth + "config.json")):
+            above = given.absolute().parents[2 - depth]
+            raise RunFileError(given, f"this is {what}; the results folder is {above}")
+    raise RunFileError(given, "no run folders; python MyVGG.py and python MyFramework.py make them")
+
+
 def read_runs(root: str | Path, preset: str) -> tuple[list[Run], list[RunFileError]]:
     """The preset's runs, and what is wrong with those that cannot be read."""
     runs, errors = [], []

@@ -19,6 +19,7 @@ from cifar_lab.device import DeviceError, choose
 from cifar_lab.loader import Loader
 from cifar_lab.lockstep import Lockstep, TrainingRun
 from cifar_lab.recorder import Busy, FolderError, Recorder, environment
+from cifar_lab.runs import RunFileError
 
 Build = Callable[[RunConfig], nn.Module]
 
@@ -92,15 +93,18 @@ def groups(settings: flags.Settings, build: Build) -> Iterator[Lockstep]:
                 data, device, seed=seed, batch_size=settings.batch_size, train_size=settings.train_size,
                 test_size=settings.test_size, augmented=settings.augment,
             )  # fmt: skip
-            runs = []
-            for recorder, label in zip(recorders[seed], _labels(configs[seed]), strict=True):
+            for recorder in recorders[seed]:
                 recorder.acquire()
                 held.callback(recorder.release)
-                if _begin(recorder, settings, described, console):
-                    run = TrainingRun(recorder.config, label, recorder, loader, build)
-                    if run.resume(console.say):
-                        console.say(f"{recorder.folder}: continues after epoch {run.epochs}, step {run.step}")
-                    runs.append(run)
+            runs = []
+            for recorder, label in zip(recorders[seed], _labels(configs[seed]), strict=True):
+                if _is_complete(recorder, settings, console):
+                    continue
+                run = TrainingRun(recorder.config, label, recorder, loader, build)
+                if run.resume(console.say):
+                    console.say(f"{recorder.folder}: continues after epoch {run.epochs}, step {run.step}")
+                recorder.start(settings.epochs, described)
+                runs.append(run)
             if runs:
                 console.say(
                     f"{runs[0].config.model}: {len(runs)} run{'s' * (len(runs) > 1)} of {settings.epochs} epochs, "
@@ -113,20 +117,18 @@ def groups(settings: flags.Settings, build: Build) -> Iterator[Lockstep]:
                 )  # fmt: skip
 
 
-def _begin(recorder: Recorder, settings: flags.Settings, described: dict, console: Console) -> bool:
-    """Makes a run's folder ready; False where the run is complete."""
+def _is_complete(recorder: Recorder, settings: flags.Settings, console: Console) -> bool:
+    """Whether there is nothing to train; with --fresh never, and what is there is moved aside."""
     if settings.fresh:
         if aside := recorder.set_aside():
             console.say(f"{recorder.folder}: what was there is now {aside.name}")
     elif summary := recorder.summary():
-        diverged = summary.get("diverged_at_step")
-        if diverged is not None or summary.get("epochs", 0) >= settings.epochs:
+        diverged = summary["diverged_at_step"]
+        if diverged is not None or summary["epochs"] >= settings.epochs:
             how = f"diverged at step {diverged}" if diverged is not None else f"{summary['epochs']} epochs"
             console.say(f"{recorder.folder}: complete ({how}); --fresh would train it again")
-            return False
-        recorder.reopen()
-    recorder.start(settings.epochs, described)
-    return True
+            return True
+    return False
 
 
 def evaluate_folder(settings: flags.Settings, build: Build, models: tuple[str, ...]) -> None:
@@ -170,6 +172,8 @@ def run(main: Callable[[list[str]], None], argv: list[str]) -> None:
         flags.fail(f"{name}: {error}")
     except FolderError as error:
         flags.fail(f"{name}: {error}", 1 if isinstance(error, Busy) else 2)
+    except RunFileError as error:
+        flags.fail(f"{name}: {error}; the checkpoints are kept", 1)
     except Stopped as stopped:
         flags.fail(f"{name}: stopped, everything trained so far is saved; the same command goes on", stopped.status)
     except KeyboardInterrupt:
