@@ -38,6 +38,11 @@ class VGGSettings(Settings):
     )
 
     def complaint(self) -> str:
+        if self.bn and self.train_size % self.batch_size == 1:
+            return (
+                f"--batch-size {self.batch_size}: of --train-size {self.train_size} it leaves one image for the last "
+                "batch, which has no variance for --bn; another size of either is allowed"
+            )
         return complaint_about_optimizers((self.optimizer,), self.momentum)
 
     def runs(self, seed: int) -> list[RunConfig]:

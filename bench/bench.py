@@ -17,13 +17,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from itertools import groupby
 from json import dumps, loads
 from pathlib import Path
 
 import torch
 
-from bench import classic, ours, output, timing
+from bench import classic, ours, output, table, timing
 from cifar_lab.data import Cifar10, DataError
 from cifar_lab.device import Device, DeviceError, matmul_rate
 from cifar_lab.settings import choice, fail, integer, real
@@ -31,6 +30,7 @@ from cifar_lab.settings import choice, fail, integer, real
 FOUR = 4  # networks of a lockstep group
 WIDTHS = (0.125, 0.25, 1.0)  # the narrow ones first: what they leave of the time goes to the wide one
 BATCH = 100
+GPU_WARM_UP = 50  # steps
 
 # --- One process: some widths of one model ---------------------------------------------------------------------------
 
@@ -62,10 +62,11 @@ class Bench:
     def classic(self, width: float) -> dict:
         """The classic loop, with the first of the four runs' settings."""
         # Steps until the workers, which start with two batches each, prepare one for each that is taken.
-        start = {"warm_up_steps": 2 * self.workers + 1, "warm_up_seconds": 0.15 * self.piece}
+        warm_up = {"least": 2 * self.workers + 1, "seconds": 0.15 * self.piece}
         if self.classic_batch_seconds is None:
             alone = self._endless(self._loader())
-            took = timing.timed(alone, lambda: None, **start, least=2, seconds=min(1.5, self.piece))
+            timing.walk(alone, lambda: None, **warm_up)
+            took = timing.walk(alone, lambda: None, least=2, seconds=min(1.5, self.piece))
             self.classic_batch_seconds = took.seconds / took.steps
             alone.close()
         module, settings, _ = self._settings(width, slice(0, 1))
@@ -74,7 +75,8 @@ class Bench:
         timing.start_peak(self.device.torch)
         model, optimizer = classic.network(config, module.build(config), self.device.torch)
         steps = classic.train(model, optimizer, self._loader(), self.device.torch)
-        took = timing.timed(steps, self.device.synchronize, **start, least=2, seconds=self.piece)
+        timing.walk(steps, self.device.synchronize, **warm_up)
+        took = timing.walk(steps, self.device.synchronize, least=2, seconds=self.piece)
         peak = timing.peak_bytes(self.device.torch)
         steps.close()
         return self._measured("classic", took, peak, self.classic_batch_seconds)
@@ -88,31 +90,29 @@ class Bench:
     def ours(self, width: float, mode: str, chosen: slice, share: float = 1.0) -> dict:
         """The engine with some of the four runs. share: of the usual time of a measurement."""
         module, _, flags = self._settings(width, chosen)
-        together = 1 if self.device.torch.type == "cpu" else 50
+        gpu = self.device.torch.type != "cpu"
         console = ours.Quiet()
         with tempfile.TemporaryDirectory() as results:
             timing.start_peak(self.device.torch)
             group = ours.lockstep(module, flags, self.data, Path(results), console)
-            steps = ours.train(group, module)
-            took = timing.timed(
-                steps, self.device.synchronize, warm_up_steps=1, warm_up_seconds=0.15 * self.piece,
-                least=2, seconds=share * self.piece, together=together,
-            )  # fmt: skip
+            synchronize = group.device.synchronize
+            steps = ours.train(group, module, warm_up=GPU_WARM_UP if gpu else None)
+            if gpu:  # whole epochs are timed: what is prepared once an epoch counts
+                timing.walk(steps, synchronize, least=1, seconds=0, together=min(GPU_WARM_UP, group.loader.steps))
+                together = group.loader.steps
+            else:
+                timing.walk(steps, synchronize, least=1, seconds=0.15 * self.piece)
+                together = 1
+            took = timing.walk(steps, synchronize, least=2, seconds=share * self.piece, together=together)
             peak = timing.peak_bytes(self.device.torch)
             steps.close()
-            batches = ours.batches_alone(group.loader, group.device.cuda_graph)
-            batch = timing.timed(
-                batches, self.device.synchronize, warm_up_steps=3, warm_up_seconds=0.02 * self.piece, least=10,
-                seconds=0.05 * self.piece, together=together,
-            )  # fmt: skip
-            measured = self._measured(mode, took, peak, batch.seconds / batch.steps)
-            measured |= {
+            batch_seconds = ours.batch_seconds(group.loader, group.device.cuda_graph)
+            return self._measured(mode, took, peak, batch_seconds) | {
                 "runs": [run.label for run in group.runs] if len(group.runs) > 1 else [chosen.start],
                 "flops_per_training_image": group.runs[0].flops,
                 "cuda_graph": group.device.cuda_graph,
                 "said": [line for line in console.said if "graph" in line],
             }
-        return measured
 
     def _measured(self, mode: str, took: timing.Timing, peak: int | None, batch_seconds: float) -> dict:
         return {
@@ -194,97 +194,6 @@ def measurements(args, device: Device) -> Iterator[dict]:
                    "error": f"exit status {process.returncode}: {' / '.join(said)}"}  # fmt: skip
 
 
-def summary(records: list[dict]) -> list[dict]:
-    """One row a model and width: medians and ranges over rounds. A ratio is taken within each round."""
-    rows = []
-    key = lambda r: (r["model"], r["width"])  # noqa: E731
-    order = list(dict.fromkeys(map(key, records)))
-    for case, group in groupby(sorted(records, key=lambda r: order.index(key(r))), key):
-        measured = [r for r in group if r["mode"] != "failed"]
-        rounds = [[r for r in measured if r["round"] == n] for n in sorted({r["round"] for r in measured})]
-        flops = next((r["flops_per_training_image"] for r in measured if "flops_per_training_image" in r), None)
-
-        def one(of_round: list[dict], mode: str, field: str):
-            return next((r[field] for r in of_round if r["mode"] == mode), None)
-
-        def over_rounds(value, rounds=rounds):
-            return timing.spread([value(r) for r in rounds])
-
-        def ratio(above: float | None, below: float | None) -> float | None:
-            return above / below if above is not None and below else None
-
-        def four_alone(of_round: list[dict], one=one) -> float | None:
-            others = [r["step_seconds"] for r in of_round if r["mode"] == "another alone"]
-            first = one(of_round, "alone", "step_seconds")
-            return first + sum(others) if first is not None and len(others) == FOUR - 1 else None
-
-        row = {"model": case[0], "width": case[1], "rounds": len(rounds), "flops_per_training_image": flops}
-        for mode in ("classic", "alone", "lockstep"):
-            row[mode] = {
-                "images_per_second": over_rounds(lambda r, m=mode: one(r, m, "images_per_second")),
-                "ratio_to_classic": over_rounds(
-                    lambda r, m=mode: ratio(one(r, m, "images_per_second"), one(r, "classic", "images_per_second"))
-                ),
-                "share_of_matmul_rate": flops and over_rounds(
-                    lambda r, m=mode, f=flops: ratio(
-                        (one(r, m, "images_per_second") or 0) * f or None, one(r, m, "matmul_flops_per_second")
-                    )
-                ),
-                "data_share_of_step": over_rounds(
-                    lambda r, m=mode: ratio(one(r, m, "batch_seconds"), one(r, m, "step_seconds"))
-                ),
-                "peak_bytes": max((r["peak_bytes"] or 0 for r in measured if r["mode"] == mode), default=None),
-                "cuda_graph": all(r["cuda_graph"] for r in measured if r["mode"] == mode and "cuda_graph" in r),
-            }  # fmt: skip
-        row["four_one_after_the_other_over_lockstep"] = over_rounds(
-            lambda r: ratio(four_alone(r), one(r, "lockstep", "step_seconds"))
-        )
-        rows.append(row)
-    return rows
-
-
-def markdown(about: dict, rows: list[dict], records: list[dict]) -> str:
-    """The result file that people read."""
-    number, times, share = ",.0f", ".2f", ".0f"
-    speed, spent = [], []
-    for row in rows:
-        case = [row["model"], f"{row['width']:g}"]
-        classic_, alone, four = row["classic"], row["alone"], row["lockstep"]
-        speed.append([
-            *case, *(output.shown(m["images_per_second"], number) for m in (classic_, alone)),
-            output.shown(alone["ratio_to_classic"], times), output.shown(four["images_per_second"], number),
-            output.shown(four["ratio_to_classic"], times),
-            output.shown(row["four_one_after_the_other_over_lockstep"], times), str(row["rounds"]),
-        ])  # fmt: skip
-        modes = (classic_, alone, four)
-        spent.append([
-            *case, *(output.shown(m["share_of_matmul_rate"], share, 100) for m in modes),
-            *(output.shown(m["data_share_of_step"], ".1f", 100) for m in modes),
-            *(f"{m['peak_bytes'] / 2**20:,.0f}" if m["peak_bytes"] else "-" for m in modes),
-        ])  # fmt: skip
-    rates = timing.spread([r.get("matmul_flops_per_second") for r in records])
-    failed = [f"- {r['model']}, width {r['width']:g}, round {r['round'] + 1}: {r['error']}\n" for r in records
-              if r["mode"] == "failed"]  # fmt: skip
-    said = sorted({line for r in records for line in r.get("said", ())})
-    return "".join([
-        f"# Benchmark\n\n{output.header(about)}\n\n",
-        f"Matrix product: {output.shown(rates, '.3g', 1e-12)} TFLOP/s. Batch {BATCH}, {about['images']:,} training "
-        f"images, {about['workers']} loader workers in the classic loop. Medians over rounds, in brackets the range. "
-        "bench/README.md explains the columns.\n\n## Speed\n\n",
-        output.markdown_table(
-            ["model", "width", "classic, images/s", "ours alone, images/s", "ratio", "four in lockstep, images/s",
-             "ratio", "four one after the other / lockstep", "rounds"], speed,
-        ),
-        "\n## Where a step's time and memory go\n\nEach for the classic loop, ours alone, and four in lockstep.\n\n",
-        output.markdown_table(
-            ["model", "width", "matmul %: classic", "alone", "four", "data %: classic", "alone", "four",
-             "peak MiB: classic", "alone", "four"], spent,
-        ),
-        *(["\n## Said by the engine\n\n", *(f"- {line}\n" for line in said)] if said else []),
-        *(["\n## Failed\n\n", *failed] if failed else []),
-    ])  # fmt: skip
-
-
 def arguments(argv: list[str] | None = None):
     parser = output.Parser(__doc__)
     add = parser.add_argument
@@ -314,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     except (DataError, DeviceError) as error:
         fail(f"bench: {error}")
     about = output.described(device, data) | {
-        "images": args.images, "workers": min(8, os.cpu_count() or 1), "piece_seconds": args.piece,
+        "images": args.images, "batch_size": BATCH, "workers": min(8, os.cpu_count() or 1), "piece_seconds": args.piece,
     }  # fmt: skip
     records: list[dict] = []
     for record in measurements(args, device):
@@ -322,9 +231,9 @@ def main(argv: list[str] | None = None) -> int:
         what = f"{record['images_per_second']:,.0f} images/s" if "error" not in record else record["error"]
         print(f"{record['model']:<14} width {record['width']:<6g} round {record['round'] + 1}  "
               f"{record['mode']:<14} {what}", flush=True)  # fmt: skip
-        rows = summary(records)
+        rows = table.summary(records)
         content = {"about": about, "table": rows, "measurements": records}
-        output.write(args.output, output.slug(device), content, markdown(about, rows, records))
+        output.write(args.output, output.slug(device), content, table.markdown(about, rows, records))
     print(args.output / f"{output.slug(device)}.md", flush=True)
     status = int(any(record["mode"] == "failed" for record in records))
     if args.no_scaling:

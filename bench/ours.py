@@ -1,7 +1,8 @@
 """The project's own engine, set up as the scripts set it up, for the benchmarks to walk through step by step."""
 
 import itertools
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -83,15 +84,16 @@ def lockstep(module: ModuleType, flags: list[str], data: cifar10.Cifar10, result
     )
 
 
-def train(group: Lockstep, module: ModuleType) -> Iterator[int]:
+def train(group: Lockstep, module: ModuleType, warm_up: int | None = None) -> Iterator[int]:
     """Trains epoch after epoch without evaluation; yields the number of images, over all networks, after each step.
 
-    Raises RuntimeError where a run diverges: what is timed from then on would not be the whole group.
+    warm_up: steps after which the first epoch is broken off. Raises RuntimeError where a run diverges: what is timed
+    from then on would not be the whole group.
     """
     update = group.accelerate(module.training_step)
     networks = len(group.runs)
     for epoch in itertools.count(1):
-        for batch in group.batches(epoch):
+        for batch in itertools.islice(group.batches(epoch), warm_up if epoch == 1 else None):
             if len(batch.runs) < networks:
                 raise RuntimeError("a network diverged")
             update(batch)
@@ -100,28 +102,44 @@ def train(group: Lockstep, module: ModuleType) -> Iterator[int]:
             run.epochs, run.step = epoch, 0
 
 
-def batches_alone(loader: Loader, use_graph: bool) -> Iterator[int]:
-    """Prepares batches and does nothing with them: gathered, augmented, normalized; replayed from a CUDA graph where
-    training replays them from one."""
+def batch_seconds(loader: Loader, use_graph: bool) -> float:
+    """Time to prepare a batch with nothing else running. On a GPU its share of what is prepared once an epoch counts.
+
+    use_graph: replayed from a CUDA graph, as training replays it.
+    """
+    gpu = loader.device.torch.type != "cpu"
     size = min(loader.batch_size, len(loader.images))
+    steps = len(loader.images) // size
+
+    def prepare() -> None:
+        loader.batch(size)
+        loader.advance()
+
     loader.start_epoch(1)
-    prepare: Callable = lambda: loader.batch(size)  # noqa: E731
+    step = prepare
     if use_graph:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):
-                prepare()
+            prepare()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             prepare()
-        prepare = graph.replay
-    for step in itertools.count():
-        if not use_graph:
-            loader.position.fill_(step % (len(loader.images) // size))
-        prepare()
-        yield size
+        step = graph.replay
+    if not gpu:
+        steps = min(steps, 50)
+    for epoch in (2, 3) if gpu else (1,):  # the last one counts
+        time.sleep(0.1)  # another thread draws the next plan, which in training is hidden
+        loader.device.synchronize()
+        start = time.perf_counter()
+        if gpu:
+            loader.start_epoch(epoch)
+        for _ in range(steps):
+            step()
+        loader.device.synchronize()
+        seconds = time.perf_counter() - start
+    return seconds / steps
 
 
 # --- Data ------------------------------------------------------------------------------------------------------------

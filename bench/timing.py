@@ -22,30 +22,23 @@ class Timing:
     seconds: float
 
 
-def timed(
-    steps: Iterator[int], synchronize: Callable[[], None], *,
-    warm_up_steps: int, warm_up_seconds: float, least: int, seconds: float, together: int = 1,
-) -> Timing:  # fmt: skip
-    """Times steps after a warm-up that is not counted.
+def walk(
+    steps: Iterator[int], synchronize: Callable[[], None], *, least: int, seconds: float, together: int = 1
+) -> Timing:
+    """Takes steps for at least a number of steps and at least a time, and times them.
 
-    steps: each `next` takes one step and gives the number of images it trained on. Warm-up and timed part each last
-    for at least a number of steps and at least a time. together: steps between two looks at the clock, for which the
-    host waits for the device.
+    steps: each `next` takes one step and gives the number of images it trained on. together: steps between two looks
+    at the clock, for which the host waits for the device.
     """
-
-    def walk(least: int, seconds: float) -> Timing:
-        taken = images = 0
-        start = time.perf_counter()
-        while taken < least or time.perf_counter() - start < seconds:
-            for _ in range(together):
-                images += next(steps)
-            taken += together
-            synchronize()
-        return Timing(taken, images, time.perf_counter() - start)
-
     synchronize()
-    walk(warm_up_steps, warm_up_seconds)
-    return walk(least, seconds)
+    taken = images = 0
+    start = time.perf_counter()
+    while taken < least or time.perf_counter() - start < seconds:
+        for _ in range(together):
+            images += next(steps)
+        taken += together
+        synchronize()
+    return Timing(taken, images, time.perf_counter() - start)
 
 
 # --- Memory ----------------------------------------------------------------------------------------------------------

@@ -2,9 +2,20 @@
 
 import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the file's name into an OSError: one that is raised by a write or a flush has none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], *, keep: Path | None = None) -> None:
@@ -14,18 +25,19 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, keep: Path |
     that name where it had it already.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            os.replace(path, keep)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with _naming(path):
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                os.replace(path, keep)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
 
 
 def remove_unfinished(path: Path) -> None:
@@ -41,7 +53,7 @@ def write_text(path: Path, text: str) -> None:
 
 def append(path: Path, text: str) -> None:
     """Appends to a file that exists, all of it or nothing. Durable only after `sync`. Raises OSError."""
-    with open(path, "r+b", buffering=0) as file:
+    with _naming(path), open(path, "r+b", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         data = memoryview(text.encode())
         try:
@@ -54,7 +66,7 @@ def append(path: Path, text: str) -> None:
 
 def sync(path: Path) -> None:
     """Waits until a file's content is on the disk."""
-    with open(path, "r+b") as file:
+    with _naming(path), open(path, "r+b") as file:
         os.fsync(file.fileno())
 
 

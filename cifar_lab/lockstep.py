@@ -151,6 +151,11 @@ class TrainingRun:
             found, passed_over = checkpoint.newest(folder, self._take_over)
         except checkpoint.CheckpointError as error:
             raise checkpoint.CheckpointError(f"{error}; --fresh starts again and keeps the old folder") from None
+        if not found and (folder / "summary.json").exists():
+            raise checkpoint.CheckpointError(
+                f"{folder / checkpoint.NEWEST}: there is no checkpoint from which the finished run could go on; "
+                "--fresh starts again and keeps the old folder"
+            )
         for reason in passed_over:
             warn(reason)
         steps = self.epochs * len(self.losses)
@@ -221,9 +226,9 @@ class Lockstep:
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, from where the furthest behind of its runs stands."""
         start = min(run.step for run in self.runs if not run.ended and run.epochs == epoch - 1)
+        self._stopwatch.lap()  # from here on it is training time
         self.loader.start_epoch(epoch, start)
         self._console.start_batches(epoch, start, self.loader.steps)
-        self._stopwatch.lap()
         read = time.monotonic()
         marks: deque = deque()
         for index in range(start, self.loader.steps):

@@ -87,34 +87,35 @@ def groups(settings: flags.Settings, build: Build) -> Iterator[Lockstep]:
     if device.note:
         console.say(device.note)
     described = environment(device.describe(), device.precision, data.sha256)
-    for place, seed in enumerate(settings.seed):
-        with ExitStack() as held, StopSignals() as stop:
-            loader = Loader(
-                data, device, seed=seed, batch_size=settings.batch_size, train_size=settings.train_size,
-                test_size=settings.test_size, augmented=settings.augment,
-            )  # fmt: skip
-            for recorder in recorders[seed]:
-                recorder.acquire()
-                held.callback(recorder.release)
-            runs = []
-            for recorder, label in zip(recorders[seed], _labels(configs[seed]), strict=True):
-                if _is_complete(recorder, settings, console):
-                    continue
-                run = TrainingRun(recorder.config, label, recorder, loader, build)
-                if run.resume(console.say):
-                    console.say(f"{recorder.folder}: continues after epoch {run.epochs}, step {run.step}")
-                recorder.start(settings.epochs, described)
-                runs.append(run)
-            if runs:
-                console.say(
-                    f"{runs[0].config.model}: {len(runs)} run{'s' * (len(runs) > 1)} of {settings.epochs} epochs, "
-                    f"{loader.steps} steps each, seed {seed}, {device.describe()}, {device.precision}"
-                )
-                held.callback(console.close)
-                yield Lockstep(
-                    runs, loader, console, stop, epochs=settings.epochs,
-                    checkpoint_seconds=settings.checkpoint_seconds, later_groups=len(settings.seed) - 1 - place,
+    with StopSignals() as stop:
+        for place, seed in enumerate(settings.seed):
+            with ExitStack() as held:
+                loader = Loader(
+                    data, device, seed=seed, batch_size=settings.batch_size, train_size=settings.train_size,
+                    test_size=settings.test_size, augmented=settings.augment,
                 )  # fmt: skip
+                for recorder in recorders[seed]:
+                    recorder.acquire()
+                    held.callback(recorder.release)
+                runs = []
+                for recorder, label in zip(recorders[seed], _labels(configs[seed]), strict=True):
+                    if _is_complete(recorder, settings, console):
+                        continue
+                    run = TrainingRun(recorder.config, label, recorder, loader, build)
+                    if run.resume(console.say):
+                        console.say(f"{recorder.folder}: continues after epoch {run.epochs}, step {run.step}")
+                    recorder.start(settings.epochs, described)
+                    runs.append(run)
+                if runs:
+                    console.say(
+                        f"{runs[0].config.model}: {len(runs)} run{'s' * (len(runs) > 1)} of {settings.epochs} epochs, "
+                        f"{loader.steps} steps each, seed {seed}, {device.describe()}, {device.precision}"
+                    )
+                    held.callback(console.close)
+                    yield Lockstep(
+                        runs, loader, console, stop, epochs=settings.epochs,
+                        checkpoint_seconds=settings.checkpoint_seconds, later_groups=len(settings.seed) - 1 - place,
+                    )  # fmt: skip
 
 
 def _is_complete(recorder: Recorder, settings: flags.Settings, console: Console) -> bool:
