@@ -330,7 +330,7 @@ def _network(folder: Path, grid: Grid):
     """
     from cifar_lab.checkpoint import CheckpointError, load_model
 
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # pathlib raises where a name is too long
         raise RunFileError(folder, "there is no such run folder; python MyVGG.py and python MyFramework.py make them")
     config = read_config(folder)
     name, train_size = config["settings"]["model"], config["settings"]["train_size"]

@@ -33,7 +33,6 @@ CONTENT = {
     "correct": torch.Tensor,  # (step,) int64
     "epoch_seconds": float,  # of that epoch
     "train_seconds": float,  # of the whole epochs
-    "probes_stopped_at": int,  # 0: they go on
 }
 
 

@@ -74,11 +74,12 @@ class Console:
 
 
 class Stopped(Exception):
-    """A signal asked the program to stop, and what was trained is saved."""
+    """A signal asked the program to stop. saved: with everything that was trained, not only up to a checkpoint."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, saved: bool = True) -> None:
         super().__init__(number)
         self.status = 128 + number
+        self.saved = saved
 
 
 class StopSignals:
@@ -89,7 +90,7 @@ class StopSignals:
 
     def _note(self, number: int, frame) -> None:
         if self.received is not None:
-            raise Stopped(number)
+            raise Stopped(number, saved=False)
         self.received = number
 
     def __enter__(self) -> "StopSignals":

@@ -89,9 +89,11 @@ class TrainingRun:
 
         It is written with the next checkpoint or epoch. The first gradient that is not finite ends the probes.
         """
+        if self.probes_stopped_at is not None:
+            return
         if not np.isfinite(result.grad_norm).all():
             self.probes_stopped_at = step
-        elif self.probes_stopped_at is None:
+        else:
             self.probes += [(step, *map(float, row)) for row in zip(*astuple(result), strict=True)]
 
     def flush_probes(self) -> None:
@@ -115,7 +117,7 @@ class TrainingRun:
             "correct": self.correct[: self.step].cpu(),
             "epoch_seconds": self.epoch_seconds,
             "train_seconds": self.train_seconds,
-            "probes_stopped_at": self.probes_stopped_at or 0,
+            "probes_stopped_at": self.probes_stopped_at,
         }
         checkpoint.save(self.recorder.folder, state)
         self.saved_at = (self.epochs, self.step)
@@ -136,7 +138,7 @@ class TrainingRun:
         self.losses[: self.step] = state["losses"].to(self.losses.device)
         self.correct[: self.step] = state["correct"].to(self.correct.device)
         self.epoch_seconds, self.train_seconds = state["epoch_seconds"], state["train_seconds"]
-        self.probes_stopped_at = state["probes_stopped_at"] or None
+        self.probes_stopped_at = state.get("probes_stopped_at")
         self.saved_at = (self.epochs, self.step)
         return True
 

@@ -8,6 +8,7 @@ in README.md, "Where everything lies".
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -120,7 +121,7 @@ def find_run_folders(root: str | Path, preset: str | None = None) -> list[Path]:
 
 def results_folder(given: Path) -> Path:
     """The results folder that a path names. Raises RunFileError where it is none, and says what would be."""
-    if not given.is_dir():
+    if not os.path.isdir(given):  # pathlib raises where a name is too long
         raise RunFileError(given, "there is no such folder")
     if find_run_folders(given):
         return given

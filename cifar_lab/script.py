@@ -59,7 +59,10 @@ def _load_data(settings: flags.Settings) -> cifar10.Cifar10:
 
 def _check_results(results: Path) -> None:
     """Raises FolderError where the results folder cannot be one."""
-    there = next(p for p in (results, *results.absolute().parents) if p.exists())
+    try:
+        there = next(p for p in (results, *results.absolute().parents) if p.exists())
+    except OSError as error:
+        raise FolderError(f"--results {results}: {error.strerror}") from None
     if not there.is_dir():
         raise FolderError(f"--results {results}: {there} is not a folder")
     if not os.access(there, os.W_OK):
@@ -176,7 +179,10 @@ def run(main: Callable[[list[str]], None], argv: list[str]) -> None:
     except RunFileError as error:
         flags.fail(f"{name}: {error}; the checkpoints are kept", 1)
     except Stopped as stopped:
-        flags.fail(f"{name}: stopped, everything trained so far is saved; the same command goes on", stopped.status)
+        how = "stopped at once; the same command goes on from the last checkpoint"
+        if stopped.saved:
+            how = "stopped, everything trained so far is saved; the same command goes on"
+        flags.fail(f"{name}: {how}", stopped.status)
     except KeyboardInterrupt:
         flags.fail(f"{name}: interrupted", 130)
     except torch.OutOfMemoryError as error:

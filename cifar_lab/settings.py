@@ -43,7 +43,7 @@ def real(low: float, high: float, *, above: bool = False) -> Callable[[str], flo
         if not (low < value if above else low <= value) or not value <= high:
             bound = f"above {low:g}" if above else f"from {low:g}"
             raise argparse.ArgumentTypeError(f"{text!r} is not a number {bound} to {high:g}")
-        return value
+        return value + 0.0  # without the sign of -0.0, which would give the run a second name
 
     return parse
 
@@ -60,8 +60,8 @@ def choice(*allowed: str) -> Callable[[str], str]:
 
 
 def path(text: str) -> str:
-    """A parser of a path: not empty, no NUL."""
-    if not text or "\0" in text:
+    """A parser of a path: not empty, no NUL, and in UTF-8 (other bytes arrive as surrogates and cannot be printed)."""
+    if not text or "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a path")
     return text
 

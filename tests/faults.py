@@ -1,0 +1,206 @@
+"""Faults that are put into a training: a call that writes fails, the process dies there, the disk is full."""
+
+import builtins
+import contextlib
+import ctypes
+import errno
+import io
+import itertools
+import os
+import shutil
+import signal
+import struct
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import trainings
+
+import MyVGG
+from cifar_lab import checkpoint, files
+from cifar_lab.runs import find_run_folders, read_run
+
+DIED = 9  # the exit status of a process that a fault has ended
+
+
+def signal_at_forward_pass(number: int, which: int = signal.SIGTERM) -> None:
+    """Sends this process a signal in a forward pass, of training or of evaluation, counted from 1."""
+    passes = itertools.count(1)
+
+    def build(config):
+        model = trainings.small_network(config)
+        forward = model.forward
+
+        def interrupted(images):
+            if next(passes) == number:
+                print("signalled", flush=True)
+                signal.raise_signal(which)
+            return forward(images)
+
+        model.forward = interrupted
+        return model
+
+    trainings.with_small_network()
+    MyVGG.build = build
+
+
+def gradient_not_finite(at: int, stop_in: int | None = None) -> None:
+    """Has a probe, counted from 1, meet a gradient that is not finite; sends this process SIGTERM in another one."""
+    probe = MyVGG.probe
+    numbers = itertools.count(1)
+
+    def failing(*arguments):
+        number = next(numbers)
+        if number == stop_in:
+            signal.raise_signal(signal.SIGTERM)
+        result = probe(*arguments)
+        return replace(result, grad_norm=result.grad_norm * np.nan) if number == at else result
+
+    trainings.with_small_network()
+    MyVGG.probe = failing
+
+
+def limit_file_size(size: int) -> None:
+    """Lets every write beyond `size` bytes of a file fail in this process, as on a full disk."""
+    import resource
+
+    trainings.with_small_network()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def with_no_privileges() -> None:
+    """Takes from root what lets it write into a read-only folder."""
+    trainings.with_small_network()
+    if os.geteuid() == 0:
+        # capset(2) with the version of Linux 2.6.26: all three sets, of two words each, are empty.
+        header = struct.pack("Ii", 0x20080522, 0)
+        if ctypes.CDLL(None).capset(header, bytes(24)) != 0:
+            raise OSError("capset failed")
+
+
+# --- The Nth call ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Faults:
+    """Counts the calls through which `cifar_lab.files` writes, and has one of them go wrong.
+
+    at: its number, from 0; None: none of them. dies: the process ends there instead of getting an error.
+    """
+
+    at: int | None = None
+    dies: bool = False
+    calls: list[str] = field(default_factory=list)
+
+    def meet(self, call: str, number: int, path: str, before: Callable[[], object] = lambda: None) -> None:
+        """Is told of each call; in the one that goes wrong, `before` is what happens of it."""
+        self.calls.append(call)
+        if len(self.calls) - 1 != self.at:
+            return
+        before()
+        if self.dies:
+            os._exit(DIED)
+        raise OSError(number, os.strerror(number), path)
+
+    @contextlib.contextmanager
+    def __call__(self):
+        """Puts itself between `cifar_lab.files` and the system."""
+        fsync, replace, mkdir = os.fsync, os.replace, os.mkdir
+
+        class File(io.FileIO):
+            def write(own, data) -> int:
+                half = memoryview(data)[: len(data) // 2]
+                self.meet("write", errno.ENOSPC, own.name, lambda: super(File, own).write(half))
+                return super().write(data)
+
+        def open_file(path, mode="r", buffering=-1, **more):
+            if mode == "rb" or "b" not in mode:
+                return builtins.open(path, mode, buffering, **more)
+            self.meet("open", errno.EMFILE, str(path))
+            raw = File(path, mode.replace("b", ""))
+            return raw if not buffering else io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+
+        def fsync_file(handle):
+            self.meet("fsync", errno.EIO, "")
+            fsync(handle)
+
+        def rename(source, target):
+            self.meet("rename", errno.EACCES, str(target))
+            replace(source, target)
+
+        def make_folder(path, *more, **named):
+            if not os.path.isdir(path):
+                self.meet("mkdir", errno.ENOSPC, str(path))
+            mkdir(path, *more, **named)
+
+        with (
+            mock.patch.object(files, "open", open_file, create=True),
+            mock.patch.object(os, "fsync", fsync_file),
+            mock.patch.object(os, "replace", rename),
+            mock.patch.object(os, "mkdir", make_folder),
+        ):
+            yield self
+
+
+def train_forked(argv: list[str], faults: Faults) -> int:
+    """The exit status of the same in a process of its own, which may die."""
+    process = os.fork()
+    if not process:
+        with faults():
+            os._exit(trainings.train_here(argv).status)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def calls_of(argv: list[str], results: Path) -> list[str]:
+    """The calls that an uninterrupted training makes, by name; it trains into `results`."""
+    faults = Faults()
+    with faults():
+        ended = trainings.train_here([*argv, "--results", str(results)])
+    assert (ended.status, ended.err) == (0, ""), ended
+    return faults.calls
+
+
+def trial(argv: list[str], reference: dict, at: int, dies: bool, prepared: Path | None = None) -> list[str]:
+    """What is wrong after a training in which one call went wrong, and after it was continued; nothing, it should be.
+
+    prepared: a results folder to start from.
+    """
+    wrong = []
+    with trainings.folder_in_memory() as results:
+        if prepared:
+            shutil.copytree(prepared, results, dirs_exist_ok=True)
+        argv = [*argv, "--results", str(results)]
+        faults = Faults(at, dies)
+        if dies:
+            if (status := train_forked(argv, faults)) != DIED:
+                wrong.append(f"status {status}")
+        else:
+            with faults():
+                ended = trainings.train_here(argv)
+            if ended.status != 1 or ended.err.count("\n") != 1 or "Traceback" in ended.err:
+                wrong.append(f"status {ended.status}: {ended.err}")
+            wrong += [f"{name} is left" for name in trainings.unfinished_files(results)]
+        for folder in find_run_folders(results):
+            read_run(folder)
+            if (folder / checkpoint.NEWEST).exists() or (folder / checkpoint.PREVIOUS).exists():
+                checkpoint.load_model(folder, trainings.small_network)
+        ended = trainings.train_here(argv)
+        if ended.status != 0 or ended.err:
+            wrong.append(f"continued: status {ended.status}: {ended.err}")
+        else:
+            differ = trainings.differences(trainings.content(results), reference)
+            wrong += [f"continued: {name} differs" for name in differ]
+            wrong += [f"continued: {name} is left" for name in trainings.unfinished_files(results)]
+    return wrong
+
+
+def guarded_trial(*arguments) -> list[str]:
+    """The same; an exception is one more thing that is wrong."""
+    try:
+        return trial(*arguments)
+    except Exception:
+        return [traceback.format_exc()]

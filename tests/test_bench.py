@@ -1,0 +1,138 @@
+"""The benchmarks' pieces run and write their tables. Nothing here looks at how long anything takes."""
+
+import json
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+
+from bench import bench, gpu_check, ours, output, report_slice, scaling, table, timing
+from cifar_lab.data import Cifar10
+from cifar_lab.experiments import EXPERIMENTS
+
+ABOUT = {"device": "cpu: made up", "precision": "fp32", "torch": "2", "python": "3", "platform": "Linux",
+         "commit": None, "data": "random images"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """One thread, and 200 random images in the place of CIFAR-10."""
+    rng = np.random.default_rng(0)
+
+    def split(n):
+        return rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, n, dtype=np.uint8)
+
+    data = Cifar10(*split(200), *split(50), sha256={}, name="random images")
+    monkeypatch.setattr(ours, "load", lambda *_: data)
+    monkeypatch.setattr(bench, "matmul_rate", Namespace(__wrapped__=lambda device: 1e12))
+    monkeypatch.setattr(report_slice, "matmul_rate", lambda device: 1e12)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("model", ["vgg_a_bn", "inception_res"])
+def test_a_round_of_the_table(model, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "BATCH", 20)
+    flags = ["--worker", "--device", "cpu", "--models", model, "--widths", "0.03", "--images", "200"]
+    assert bench.main([*flags, "--rounds", "1", "--piece", "0.01", "--seconds", "1"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    modes = ["classic", "alone", "another alone", "another alone", "another alone", "lockstep"]
+    assert [r["mode"] for r in records] == modes, records
+    for record in records:
+        assert record["images_per_second"] > 0 and record["batch_seconds"] > 0
+    (row,) = table.summary(records)
+    assert row["model"] == model and row["rounds"] == 1
+    assert row["alone"]["ratio_to_classic"]["median"] == pytest.approx(
+        records[1]["images_per_second"] / records[0]["images_per_second"]
+    )
+    alone = sum(r["step_seconds"] for r in records[1:5])
+    assert row["four_one_after_the_other_over_lockstep"]["median"] == pytest.approx(alone / records[5]["step_seconds"])
+    about = ABOUT | {"images": 200, "workers": 2, "batch_size": 20}
+    output.write(tmp_path, "made-up", {"about": about, "table": [row]}, table.markdown(about, [row], records))
+    assert f"| {model} | 0.03 |" in (tmp_path / "made-up.md").read_text()
+    assert json.loads((tmp_path / "made-up.json").read_text())["table"] == [row]
+
+
+def test_a_measurement_that_fails_does_not_stop_the_others(monkeypatch, capsys):
+    monkeypatch.setattr(bench.Bench, "classic", lambda *_: 1 / 0)
+    monkeypatch.setattr(ours, "batch_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(bench, "BATCH", 20)
+    flags = ["--worker", "--device", "cpu", "--models", "vgg_a", "--widths", "0.03", "--images", "40"]
+    bench.main([*flags, "--rounds", "1", "--piece", "0.01", "--seconds", "1"])
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["mode"] == "failed" for r in records] == [True, False, False, False, False, False]
+    assert records[0]["error"] == "ZeroDivisionError: division by zero"
+    text = table.markdown(ABOUT | {"images": 40, "workers": 2, "batch_size": 20}, table.summary(records), records)
+    assert "## Failed" in text
+
+
+def test_the_slice_of_the_report_covers_all_of_it(capsys):
+    measured = {}
+    for number, kind in enumerate(report_slice.kinds()):
+        flags = "--width 0.03 --train-size 60 --test-size 20 --batch-size 30"
+        assert report_slice.main(["--worker", str(number), "--device", "cpu", "--epochs", "2", "--flags", flags]) == 0
+        measured[kind] = json.loads(capsys.readouterr().out) | {"start_seconds": 5.0}
+        assert len(measured[kind]["epochs"]) == 2
+        assert measured[kind]["networks"] == kind[1]
+        measured[kind]["epoch_seconds"]["median"] = 0.5
+    total = report_slice.estimate(measured)
+    assert total["runs"] == 17
+    assert total["seconds"] == pytest.approx(sum(5.0 + 0.5 * (e.epochs - 1) for e in EXPERIMENTS))
+    text = report_slice.markdown(ABOUT | {"epochs": 2, "flags": ""}, measured, total)
+    assert all(f"`{e.command()}`" in text for e in EXPERIMENTS)
+    measured[kind] = {"error": "no time left"}
+    assert report_slice.estimate(measured) is None
+    assert "no time left" in report_slice.markdown(ABOUT | {"epochs": 2, "flags": ""}, measured, None)
+
+
+def test_scaling(monkeypatch):
+    args = Namespace(
+        data_dir=None, made_up_data=True, images=160, width=0.03, epochs=1, device="cpu", memory_epochs=2,
+        plot_epochs=[1],
+    )  # fmt: skip
+    measured = {"epochs": scaling.epoch_times(args), "memory": scaling.memory(args), "start": {"error": "left out"}}
+    assert [row["images"] for row in measured["epochs"]["rows"]] == [20, 40, 80, 160]
+    assert [row["epoch"] for row in measured["memory"]["rows"]] == [1, 2]
+    text = scaling.markdown(ABOUT | {"width": 0.03}, measured)
+    assert "| 160 |" in text and "left out" in text
+
+
+def test_a_part_of_the_gpu_check_that_fails_or_hangs_is_recorded():
+    results = {
+        "good": gpu_check.run(["-c", "print('done')"], 60),
+        "bad": gpu_check.run(["-c", "raise SystemExit('no such kernel')"], 60),
+        "slow": gpu_check.run(["-c", "import time; print('begun', flush=True); time.sleep(60)"], 0.5),
+        "late": {},
+    }
+    assert results["good"]["status"] == 0 and results["good"]["last_lines"] == ["done"]
+    assert results["bad"]["status"] == 1 and results["bad"]["last_lines"] == ["no such kernel"]
+    assert results["slow"]["killed"]
+    text = gpu_check.markdown(ABOUT, results, "made-up")
+    assert "| slow | killed at its time limit |" in text and "| late | left out, no time |" in text
+
+
+@pytest.mark.parametrize("program", [bench, report_slice, scaling, gpu_check])
+def test_bad_flags_end_with_one_line(program, capsys, tmp_path):
+    for flags in (["--device", "abacus"], ["--seconds" if program is not scaling else "--width", "soon"]):
+        with pytest.raises(SystemExit) as ended:
+            program.main([*flags, "--output", str(tmp_path / "out")])
+        assert ended.value.code == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_steps_are_counted_and_the_device_waited_for():
+    waits = []
+    took = timing.walk(iter([7, 8, 9, 10, 11]), lambda: waits.append(1), least=3, seconds=0, together=2)
+    assert took.steps == 4 and took.images == 7 + 8 + 9 + 10
+    assert len(waits) == 3  # before the clock starts, and after every two steps
+
+
+def test_spread():
+    assert timing.spread([3.0, None, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "n": 3}
+    assert timing.spread([]) is None
+    assert output.shown(timing.spread([1.0, 2.0, 4.0]), ".1f") == "2.0 (1.0 to 4.0)"
+    assert output.shown(None, ".1f") == "-"

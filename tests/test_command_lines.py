@@ -1,0 +1,243 @@
+"""Any command line gives valid settings or one line on standard error and status 2; any two runs have two folders."""
+
+import contextlib
+import io
+import re
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, event, given, settings
+from hypothesis import strategies as st
+
+import landscape
+import MyFramework
+import MyVGG
+import plot_results
+import surface
+from cifar_lab import script
+from cifar_lab.config import PAPER_PRESETS, PRESETS, SHORT, RunConfig, preset_defaults, run_folder, run_name
+from cifar_lab.optimizers import build_optimizer
+from cifar_lab.settings import INITS, LARGEST_SEED, OPTIMIZERS, PRECISIONS
+
+SCRIPTS = {
+    "MyVGG.py": (MyVGG, MyVGG.VGGSettings, PRESETS | PAPER_PRESETS),
+    "MyFramework.py": (MyFramework, MyFramework.InceptionSettings, PRESETS),
+}
+ALL_PRESETS = PRESETS | PAPER_PRESETS
+
+# --- Words of a command line -----------------------------------------------------------------------------------------
+
+texts = st.text(st.characters(exclude_characters="\0"), max_size=300)  # what an argument can hold
+numbers = st.one_of(
+    st.integers(-(10**12), 10**12).map(str),
+    st.floats().map(str),
+    st.sampled_from(
+        ["0", "-0", "-0.0", "1", "1e-3", "0.001", "1e-400", "1e400", "inf", "nan", "1_000", "0x10", "٣", "\udce9"]
+    ),
+    st.integers(4000, 6000).map(lambda digits: "9" * digits),
+)
+named = st.sampled_from(
+    [*ALL_PRESETS, *OPTIMIZERS, *INITS, *PRECISIONS, *MyFramework.MODELS, "cpu", "cuda", "ADAM", ""]
+)
+values = st.one_of(numbers, numbers, named, named, texts)
+
+
+def flag_names(cls: type) -> list[str]:
+    names = [field.name.replace("_", "-") for field in fields(cls)]
+    return [f"--{prefix}{name}" for name in names for prefix in ("", "no-")]
+
+
+def sensible(field) -> st.SearchStrategy[list[str]]:
+    """A flag with a value that it may well take."""
+    name, kind = f"--{field.name.replace('_', '-')}", type(field.default)
+    if kind is bool:
+        return st.just([f"--no-{name[2:]}" if field.default else name])
+    by_kind = {
+        int: st.integers(1, 2000).map(str),
+        float: st.floats(1e-6, 1).map(str),
+        str: st.sampled_from([*OPTIMIZERS, *INITS, *PRECISIONS, *PRESETS, "cpu", str(field.default)]),
+        tuple: st.sampled_from([*OPTIMIZERS, "1e-3", "0", "3"]),
+    }
+    value = by_kind.get(kind, texts)
+    repeated = st.lists(value, min_size=1, max_size=3) if kind is tuple else st.tuples(value)
+    return repeated.map(lambda words: [name, *words])
+
+
+def command_lines(cls: type) -> st.SearchStrategy[list[str]]:
+    """Sensible flags, with anything at all between them."""
+    anything = st.one_of(
+        values.map(lambda word: [word]),
+        st.tuples(st.sampled_from(flag_names(cls)), values).map(list),
+        st.tuples(st.sampled_from(flag_names(cls)), values).map(lambda pair: ["=".join(pair)]),
+    )
+    good = st.one_of([sensible(field) for field in fields(cls)])
+    groups = st.one_of(st.lists(good, max_size=4), st.lists(st.one_of(good, anything), max_size=5))
+    return groups.map(lambda found: [word for group in found for word in group])
+
+
+def parsed(parse, argv: list[str]):
+    """What a parser returns, None where it refuses the words as it should or only shows its help."""
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            return parse(argv)
+    except SystemExit as ended:
+        status = ended.code
+    if status == 0:  # --help
+        assert out.getvalue().startswith("usage: ") and not err.getvalue()
+    else:
+        assert status == 2
+        assert err.getvalue().endswith("\n") and len(err.getvalue().splitlines()) == 1
+        assert len(err.getvalue()) > 10 and not out.getvalue()
+    return None
+
+
+anything_goes = settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+# --- The scripts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@given(data=st.data())
+@anything_goes
+def test_training_scripts(name, data):
+    module, cls, presets = SCRIPTS[name]
+    argv = data.draw(command_lines(cls))
+    asked = parsed(lambda words: script.parse(cls, words, name, module.__doc__, presets), argv)
+    event("refused" if asked is None else "accepted")
+    if asked is None:
+        return
+    assert asked.preset in presets
+    assert asked.epochs >= 1 and asked.batch_size >= 2 and 0 < asked.width <= 8
+    assert 2 <= asked.train_size <= 50_000 and 1 <= asked.test_size <= 10_000
+    assert 0 <= asked.checkpoint_seconds < float("inf")
+    configs = [config for seed in asked.seed for config in asked.runs(seed)]
+    assert configs
+    folders = {run_folder("results", asked.preset, config) for config in configs}
+    assert len(folders) == len(configs)
+    for config in configs:
+        assert 0 < config.lr < float("inf") and 0 <= config.weight_decay <= 10 and 0 <= config.seed <= LARGEST_SEED
+        assert config.optimizer in OPTIMIZERS and (config.optimizer == "sgd" or not config.momentum)
+    with torch.device("meta"):  # shapes only
+        network = module.build(configs[0])
+        build_optimizer(configs[0], network.parameters(), torch.device("meta"))
+        last_batch = asked.train_size % asked.batch_size or asked.batch_size
+        assert network.train()(torch.empty(min(last_batch, 4), 3, 32, 32)).shape == (min(last_batch, 4), 10)
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("MyVGG.py", "--epochs 0"), ("MyVGG.py", "--lrs"), ("MyVGG.py", "--lrs 0"), ("MyVGG.py", "--lrs 1e-3 0.001"),
+        ("MyVGG.py", "--lrs nan"), ("MyVGG.py", "--optimizer adagrad"), ("MyVGG.py", "--momentum 0.9"),
+        ("MyVGG.py", "--epoch 3"), ("MyVGG.py", "--preset tiny"), ("MyVGG.py", "extra"), ("MyVGG.py", "--bn=yes"),
+        ("MyVGG.py", "--bn --train-size 101"), ("MyVGG.py", "--seed 1 1"), ("MyVGG.py", "--seed -1"),
+        ("MyVGG.py", "--checkpoint-seconds inf"), ("MyFramework.py", "--model vgg"), ("MyFramework.py", "--width 9"),
+        ("MyFramework.py", "--preset paper"), ("MyFramework.py", "--model inception --residual-scale 1"),
+        ("MyFramework.py", "--optimizer adam adam"), ("MyFramework.py", "--batch-size 1"),
+    ],
+)  # fmt: skip
+def test_refused_words_are_named(name, words, capsys):
+    module, cls, presets = SCRIPTS[name]
+    with pytest.raises(SystemExit) as ended:
+        script.parse(cls, words.split(), name, module.__doc__, presets)
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and not said.out
+    assert said.err.startswith(f"{name}: ") and said.err.count("\n") == 1
+    assert re.split("[ =]", words)[0] in said.err
+
+
+def test_minus_zero_is_zero():
+    zero, minus = (
+        script.parse(MyFramework.InceptionSettings, ["--residual-scale", text], "", "", PRESETS).runs(0)[0]
+        for text in ("0", "-0.0")
+    )
+    assert run_name(zero, "report") == run_name(minus, "report")
+
+
+@pytest.mark.parametrize("main", [plot_results.main, landscape.main])
+@given(argv=st.lists(st.one_of(values, st.sampled_from(["--help", "--results", "--", "-x"])), max_size=4))
+@anything_goes
+def test_figures_from_an_empty_folder(main, argv, tmp_path_factory):
+    assume(argv[:1] != ["surface"])
+    with contextlib.chdir(tmp_path_factory.getbasetemp()):
+        assert parsed(main, argv) is None
+
+
+@given(
+    argv=st.lists(
+        st.one_of(
+            st.tuples(
+                st.sampled_from(["--dims", "--points", "--range", "--images", "--seed", "--mode", "--x"]), values
+            ),
+            st.tuples(values),
+            st.sampled_from([("--points", "11"), ("--dims", "1"), ("nowhere",)]),
+        ),
+        max_size=5,
+    ).map(lambda found: [word for group in found for word in group])
+)
+@anything_goes
+def test_surface(argv):
+    options = parsed(surface.parser().parse_args, argv)
+    if options is not None:
+        assert options.folders and options.dims in ("1", "2") and options.points % 2 == 1
+        assert 0 < options.range <= 1e3 and options.images >= 2
+
+
+# --- Folder names ----------------------------------------------------------------------------------------------------
+
+positive = st.floats(5e-324, 1e6)
+run_configs = st.builds(
+    RunConfig,
+    model=st.sampled_from(["inception", "inception_res", "vgg_a", "inception_bn", "inception_res_bn", "vgg_a_bn"]),
+    optimizer=st.sampled_from(OPTIMIZERS),
+    lr=positive,
+    weight_decay=st.floats(0, 10),
+    seed=st.integers(0, LARGEST_SEED),
+    momentum=st.floats(0, 1),
+    residual_scale=st.floats(0, 100),
+    width=st.floats(0, 8, exclude_min=True),
+    init=st.sampled_from(INITS),
+    batch_size=st.integers(2, 100_000),
+    train_size=st.integers(2, 50_000),
+    test_size=st.integers(1, 10_000),
+    augment=st.booleans(),
+    precision=st.sampled_from(PRECISIONS),
+    probe_every=st.integers(0, 10**9),
+)
+NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+PATTERNS = {float: NUMBER, int: r"\d+", bool: "", str: "|".join([*INITS, *PRECISIONS])}
+NAME = re.compile(
+    rf"(?P<optimizer>{'|'.join(OPTIMIZERS)})-lr(?P<lr>{NUMBER})-wd(?P<weight_decay>{NUMBER})-seed(?P<seed>\d+)"
+    + "".join(rf"(?:-{short}(?P<{key}>{PATTERNS[type(getattr(RunConfig, key))]}))?" for key, short in SHORT.items())
+)
+
+
+def config_of_name(name: str, model: str, preset: str) -> RunConfig:
+    """The settings that a folder's name says."""
+    config = RunConfig(model, **preset_defaults(preset))
+    for key, text in NAME.fullmatch(name).groupdict().items():
+        if text is not None:
+            kind = type(getattr(RunConfig, key))
+            config = replace(config, **{key: not getattr(config, key) if kind is bool else kind(text)})
+    return config
+
+
+@given(run_configs, st.sampled_from(list(ALL_PRESETS)))
+@anything_goes
+def test_the_name_says_all_the_settings(config, preset):
+    name = run_name(config, preset)
+    assert config_of_name(name, config.model, preset) == config
+    assert name == name.casefold() and len(name) < 255  # for file systems that fold case
+
+
+@given(run_configs, st.data(), st.sampled_from(list(ALL_PRESETS)))
+@anything_goes
+def test_two_runs_have_two_folders(config, data, preset):
+    other = data.draw(run_configs)
+    changed = data.draw(st.sets(st.sampled_from([f.name for f in fields(RunConfig)]), min_size=1, max_size=2))
+    other = replace(config, **{name: getattr(other, name) for name in changed})
+    same = run_folder("results", preset, config) == run_folder("results", preset, other)
+    assert same == (config == other)

@@ -1,0 +1,126 @@
+"""One run, one writer: a second process ends at once and says who the first is; different runs go on side by side."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+from functools import partial
+
+import faults
+import pytest
+from trainings import (
+    Command,
+    Training,
+    content,
+    differences,
+    folder_in_memory,
+    snapshot,
+    with_small_network,
+    worker_pool,
+)
+
+from cifar_lab.runs import find_run_folders
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and signals")
+
+
+@pytest.fixture
+def results():
+    with folder_in_memory() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with worker_pool() as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def command(synthetic_data, workers):
+    return Command(synthetic_data, workers, "--bn", "--lrs", "1e-2", "1e-3", "--epochs", "20")
+
+
+def paused(argv) -> Training:
+    """A training that stands still in its middle, and holds its folders."""
+    training = Training(argv, prepare=partial(faults.signal_at_forward_pass, 21, signal.SIGSTOP))
+    assert training.reaches(lambda: "signalled" in training.output("out")), training.output("err")
+    return training
+
+
+def test_the_second_names_the_first(command, results):
+    first = paused(command.into(results))
+    before = snapshot(results)
+    for more in ([], ["--lrs", "1e-3"], ["--lrs", "1e-1", "1e-3"], ["--fresh"]):
+        second = command.run(results, *more)
+        folder = find_run_folders(results)["1e-3" in more]
+        assert second.status == 1
+        assert second.err == (
+            f"MyVGG.py: {folder}: process {first.pid} on {socket.gethostname()} is training this run\n"
+        )
+        assert snapshot(results) == before
+    first.signal(signal.SIGCONT)
+    assert first.wait().status == 0
+    assert differences(content(results), command.reference) == []
+
+
+def test_the_lock_of_a_killed_process_does_not_block(command, results):
+    first = paused(command.into(results))
+    first.signal(signal.SIGKILL)
+    first.wait()
+    assert list(results.rglob(".*.lock")) and list(results.rglob(".*.owner.json"))
+    command.goes_on(results)
+    assert not list(results.rglob(".*.owner.json"))
+
+
+def test_started_in_the_same_moment(command):
+    for _ in range(5):
+        with folder_in_memory() as results:
+            both = [Training(command.into(results), prepare=with_small_network) for _ in range(2)]
+            ended = [training.wait() for training in both]
+            won = [end for end in ended if end.status == 0]
+            assert won and all(end.err == "" for end in won)
+            for end in ended:
+                if end.status != 0:
+                    assert end.status == 1
+                    assert "is training this run\n" in end.err and end.err.count("\n") == 1
+            assert differences(content(results), command.reference) == []
+
+
+def test_different_runs_side_by_side(synthetic_data, workers):
+    differing = (["--lrs", "1e-2"], ["--lrs", "1e-3"], ["--lrs", "1e-2", "--seed", "1"], ["--lrs", "1e-2", "--bn"])
+    commands = [Command(synthetic_data, workers, *more, "--epochs", "5") for more in differing]
+    with folder_in_memory() as results:
+        trainings = [Training(command.into(results), prepare=with_small_network) for command in commands]
+        ended = [training.wait() for training in trainings]
+        assert [(end.status, end.err) for end in ended] == [(0, "")] * len(commands)
+        together = {key: value for command in commands for key, value in command.reference.items()}
+        assert len(find_run_folders(results)) == len(commands)
+        assert differences(content(results), together) == []
+
+
+def test_a_run_that_was_removed_and_begun_anew_belongs_to_the_second(command, results):
+    first = paused(command.into(results))
+    shutil.rmtree(results / "report")
+    second = paused(command.into(results))
+    before = snapshot(results)
+    first.signal(signal.SIGCONT)
+    ended = first.wait()
+    assert (ended.status, ended.err.count("\n")) == (1, 1)
+    assert f"process {second.pid} on {socket.gethostname()} is training this run too" in ended.err
+    assert snapshot(results) == before
+    second.signal(signal.SIGCONT)
+    assert second.wait().status == 0
+    assert differences(content(results), command.reference) == []
+
+
+def test_an_owner_that_cannot_be_read(command, results):
+    first = paused(command.into(results))
+    for owner in results.rglob(".*.owner.json"):
+        owner.write_text(json.dumps(["what"]), encoding="utf-8")
+    second = command.run(results)
+    assert second.status == 1
+    assert second.err.endswith(": another process is training this run\n")
+    first.signal(signal.SIGCONT)
+    assert first.wait().status == 0
