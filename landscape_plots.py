@@ -19,7 +19,7 @@ from cifar_lab.runs import Run, RunFileError, report_runs
 from landscape import Band, ProbeRanges, band, compare_bands, probe_ranges, probe_table, settled_step, spikes
 
 BANDS = {"vgg_a": PLAIN_BAND, "vgg_a_bn": BN_BAND}  # model: the names of its runs
-LOSS_SHOWN = 5.0  # nats: the band's axis ends there; a uniform guess among ten classes has a loss of 2.3
+LOSS_SHOWN = 3.0  # nats: the band's axis ends there; a uniform guess among ten classes has a loss of 2.3
 DENSE = 2_000  # steps from which on a band's edges are drawn thin
 DECADES = 20.0  # a ratio of largest to smallest value from which on an axis is logarithmic
 CHANGE = r"$\|\nabla L(w - \eta g) - g\|$"

@@ -265,12 +265,17 @@ def _shown(value: float | None, form: str) -> str:
 # --- Command line -----------------------------------------------------------------------------------------------------
 
 
+def parser() -> Parser:
+    """The command line's flags."""
+    p = Parser(prog="plot_results.py", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    p.add_argument("results", nargs="?", default="results", type=path, help="the results folder (results)")
+    return p
+
+
 def main(argv: Sequence[str]) -> int:
     """Draws everything; returns the exit status, 1 where a file could not be read or written."""
-    parser = Parser(prog="plot_results.py", description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("results", nargs="?", default="results", type=path, help="the results folder (results)")
     try:
-        results = results_folder(Path(parser.parse_args(argv).results))
+        results = results_folder(Path(parser().parse_args(argv).results))
     except RunFileError as error:
         fail(f"plot_results.py: {error}")
     failed = False

@@ -23,7 +23,6 @@ from trainings import (
     snapshot,
     unfinished_files,
     with_small_network,
-    worker_pool,
 )
 
 from cifar_lab import checkpoint
@@ -32,18 +31,6 @@ from cifar_lab.runs import find_run_folders, read_run
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and signals")
 
 LOCKSTEP = ["--bn", "--lrs", "1e-2", "1e-3"]
-
-
-@pytest.fixture
-def results():
-    with folder_in_memory() as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def workers():
-    with worker_pool() as pool:
-        yield pool
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from trainings import (
     snapshot,
     unfinished_files,
     with_small_network,
-    worker_pool,
 )
 
 from cifar_lab.runs import find_run_folders, read_run
@@ -35,18 +34,6 @@ ROOT = Path(__file__).resolve().parent.parent
 VGG = ("MyVGG.py", ["--bn", "--lrs", "1e-3", "1e-4", "--probe-every", "4", "--epochs", "3"])
 INCEPTION = ("MyFramework.py", ["--bn", "--optimizer", "adamw", "rmsprop", "sgd", "--momentum", "0.9", "--epochs", "2"])
 STOPPED = "stopped, everything trained so far is saved; the same command goes on"
-
-
-@pytest.fixture
-def results():
-    with folder_in_memory() as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def workers():
-    with worker_pool() as pool:
-        yield pool
 
 
 @pytest.fixture(scope="module")

@@ -17,24 +17,11 @@ from trainings import (
     folder_in_memory,
     snapshot,
     with_small_network,
-    worker_pool,
 )
 
 from cifar_lab.runs import find_run_folders
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and signals")
-
-
-@pytest.fixture
-def results():
-    with folder_in_memory() as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def workers():
-    with worker_pool() as pool:
-        yield pool
 
 
 @pytest.fixture(scope="module")
