@@ -120,8 +120,8 @@ def _band_figure(figures: Figures, stem: Path, preset: str, runs: Sequence[Run])
 def _band_table(axes: Axes, bands: Mapping[str, Mapping[int, Band]], shared: Sequence[int]) -> None:
     """The band's scalars as a table, means over the seeds."""
     columns = (
-        "", "mean width\n(nats)", "middle under 1.0\nafter step", "spikes in 1,000 steps\n(> 2 x median)",
-        "spikes in 1,000 steps\n(> median + 0.5)",
+        "", "mean width\n(nats)", "middle under 1.0\nafter step", "spikes per 1,000\n(> 2 x median)",
+        "spikes per 1,000\n(> median + 0.5)",
     )  # fmt: skip
     rows = []
     for model, by_seed in bands.items():
