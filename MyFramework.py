@@ -21,9 +21,10 @@ from cifar_lab import script
 from cifar_lab.capture import side_by_side
 from cifar_lab.config import PRESETS, RunConfig
 from cifar_lab.layers import StepDropout, initialize, scaled
-from cifar_lab.lockstep import Lockstep, TrainingRun
+from cifar_lab.lockstep import Lockstep
 from cifar_lab.plan import DROPOUT, stream_seed
-from cifar_lab.settings import OPTIMIZERS, Settings, choice, complaint_about_optimizers, flag, real
+from cifar_lab.settings import EPOCHS, OPTIMIZERS, Settings, choice, complaint_about_optimizers, flag, real
+from cifar_lab.training_run import TrainingRun
 
 # --- Settings --------------------------------------------------------------------------------------------------------
 
@@ -37,7 +38,7 @@ class InceptionSettings(Settings):
     model: str = flag("inception_res", f"network: {', '.join(MODELS)}", choice(*MODELS))
     residual_scale: float = flag(0.2, "factor on the Inception branch of inception_res; 1 is unscaled", real(0, 100))
     bn: bool = flag(False, "a BatchNorm after every convolution (not in the report)")
-    epochs: int = flag(300, *(Settings.__dataclass_fields__["epochs"].metadata[k] for k in ("documentation", "kind")))
+    epochs: int = flag(300, *EPOCHS)
     optimizer: tuple[str, ...] = flag(
         ("adam",), f"optimizers, trained in lockstep: {', '.join(OPTIMIZERS)}", choice(*OPTIMIZERS), many=True
     )

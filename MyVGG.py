@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from cifar_lab import script
 from cifar_lab.config import PAPER_PRESETS, PRESETS, RunConfig
 from cifar_lab.layers import initialize, scaled
-from cifar_lab.lockstep import Lockstep, TrainingRun
+from cifar_lab.lockstep import Lockstep
 from cifar_lab.settings import OPTIMIZERS, Settings, choice, complaint_about_optimizers, flag, integer, real
+from cifar_lab.training_run import TrainingRun
 from landscape import etas, probe
 
 # --- Settings --------------------------------------------------------------------------------------------------------

@@ -311,25 +311,16 @@ def probe_ranges(columns: Mapping[str, np.ndarray]) -> ProbeRanges:
 # --- Figures and command line -----------------------------------------------------------------------------------------
 
 
-def draw_band(axes, bands: Mapping[str, Band]) -> None:
-    """Draws the bands of one or more networks, by model name, on matplotlib axes."""
-    import landscape_plots  # here: whoever trains imports this module and does not wait for matplotlib
-
-    landscape_plots.draw_band(axes, bands)
-
-
-def landscape_figures(results: str | Path, preset: str, runs: Sequence | None = None):
+def landscape_figures(results: str | Path, preset: str):
     """Draws every landscape figure that a preset's runs allow into `<results>/<preset>/figures/`.
 
-    runs: the preset's runs as `cifar_lab.runs.read_runs` returns them, where they have been read already. Returns a
-    `landscape_plots.Figures`: what was drawn, what is missing with the command that makes it, and unreadable files.
+    Returns a `landscape_plots.Figures`: what was drawn, what is missing with the command that makes it, and unreadable
+    files.
     """
-    import landscape_plots
+    import landscape_plots  # here: whoever trains imports this module and does not wait for matplotlib
     from cifar_lab.runs import read_runs
 
-    errors = []
-    if runs is None:
-        runs, errors = read_runs(results, preset)
+    runs, errors = read_runs(results, preset)
     figures = landscape_plots.all_figures(results, preset, runs)
     figures.errors[:0] = errors
     return figures
@@ -351,7 +342,8 @@ def main(argv: list[str]) -> int:
         import surface
 
         return surface.main(argv[1:])
-    from cifar_lab.runs import RunFileError, find_run_folders, results_folder
+    from cifar_lab.run_files import RunFileError
+    from cifar_lab.runs import find_run_folders, results_folder
     from cifar_lab.settings import fail
 
     try:

@@ -15,7 +15,8 @@ import surface_plots
 from cifar_lab.config import PAPER_PRESETS, number
 from cifar_lab.experiments import BN_BAND, LEARNING_RATES, PAPER_EXPERIMENTS, PLAIN_BAND, command_for
 from cifar_lab.figures import COLOURS, LABELS, plt, save, small_print
-from cifar_lab.runs import Run, RunFileError, report_runs
+from cifar_lab.run_files import RunFileError
+from cifar_lab.runs import Run, report_runs
 from landscape import Band, ProbeRanges, band, compare_bands, probe_ranges, probe_table, settled_step, spikes
 
 BANDS = {"vgg_a": PLAIN_BAND, "vgg_a_bn": BN_BAND}  # model: the names of its runs

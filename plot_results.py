@@ -21,7 +21,8 @@ from cifar_lab import files
 from cifar_lab.config import PAPER_PRESETS, number
 from cifar_lab.experiments import command_for
 from cifar_lab.figures import COLOURS, LABELS, plt, save, small_print
-from cifar_lab.runs import Run, RunFileError, find_run_folders, read_runs, report_runs, results_folder
+from cifar_lab.run_files import RunFileError
+from cifar_lab.runs import Run, find_run_folders, read_runs, report_runs, results_folder
 from cifar_lab.settings import Parser, fail, path
 from landscape_plots import Figures, all_figures
 

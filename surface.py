@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from cifar_lab import files
-from cifar_lab.runs import RunFileError, read_config
+from cifar_lab.run_files import RunFileError, read_config
 from cifar_lab.settings import LARGEST_SEED, Parser, choice, fail, integer, path, real
 
 BATCH = 128  # images a forward pass, at most: the fastest on a CPU

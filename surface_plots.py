@@ -11,7 +11,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import LogLocator
 
 from cifar_lab.figures import COLOURS, LABELS, plt, save, small_print
-from cifar_lab.runs import Run, RunFileError
+from cifar_lab.run_files import RunFileError
+from cifar_lab.runs import Run
 from surface import BATCH, Grid, Surface, command, read_surface
 
 SHOWN = 10 * np.log(10)  # nats: ten times the loss of a uniform guess; what is above is drawn as if it were this

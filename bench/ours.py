@@ -18,9 +18,10 @@ from cifar_lab.console import Console, StopSignals
 from cifar_lab.device import Device, choose
 from cifar_lab.experiments import LEARNING_RATES
 from cifar_lab.loader import Loader
-from cifar_lab.lockstep import Lockstep, TrainingRun
+from cifar_lab.lockstep import Lockstep
 from cifar_lab.recorder import Recorder, environment
 from cifar_lab.settings import OPTIMIZERS, Settings
+from cifar_lab.training_run import TrainingRun
 
 MODELS = ("vgg_a", "vgg_a_bn", "inception", "inception_res")
 SETTINGS = {MyVGG: MyVGG.VGGSettings, MyFramework: MyFramework.InceptionSettings}

@@ -9,163 +9,23 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, astuple, replace
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from cifar_lab import checkpoint
 from cifar_lab.capture import capture
-from cifar_lab.config import RunConfig
 from cifar_lab.console import Console, Stopped, StopSignals, Stopwatch, duration
-from cifar_lab.device import flops_per_training_image, matmul_rate
-from cifar_lab.layers import StepDropout
 from cifar_lab.loader import Loader
-from cifar_lab.optimizers import build_optimizer
-from cifar_lab.plan import INITIALIZATION, stream_seed
-from cifar_lab.recorder import Recorder
-from cifar_lab.runs import final_epochs, read_run
+from cifar_lab.training_run import TrainingRun
 
-TrainingStep = Callable[["TrainingRun", Tensor, Tensor], tuple[Tensor, Tensor]]
+TrainingStep = Callable[[TrainingRun, Tensor, Tensor], tuple[Tensor, Tensor]]
 READ_SECONDS = 1.0  # between two looks of the host at the losses
 IN_FLIGHT = 64  # steps between two marks in the device's queue; the host is at most four marks ahead
 ESTIMATE_AFTER = 20  # steps
-
-
-class TrainingRun:
-    """One network in training: model, optimizer, position, and the folder that it is recorded in."""
-
-    def __init__(
-        self, config: RunConfig, label: str, recorder: Recorder, loader: Loader, build: Callable[[RunConfig], nn.Module]
-    ) -> None:
-        self.config = config
-        self.label = label  # what tells it from the others of its group
-        self.recorder = recorder
-        self._device = loader.device
-        with torch.random.fork_rng(devices=[]):
-            # Drawn on the CPU, so that the weights do not depend on the device.
-            torch.manual_seed(stream_seed(config.seed, INITIALIZATION))
-            model = build(config)
-        self.model = loader.device.place(model).train()
-        for module in self.model.modules():
-            if isinstance(module, StepDropout):
-                module.step = loader.global_step
-        self.optimizer = build_optimizer(config, self.model.parameters(), loader.device.torch)
-        self.parameters = sum(p.numel() for p in self.model.parameters())
-        with torch.device("meta"):
-            self.flops = flops_per_training_image(build(config))
-        self.epochs = 0  # whole epochs behind it
-        self.step = 0  # steps of the next epoch behind it
-        self.ended = False
-        # Of the epoch under way, on the device; the host reads them now and then.
-        self.losses = torch.zeros(loader.steps, device=loader.device.torch)
-        self.correct = torch.zeros(loader.steps, dtype=torch.int64, device=loader.device.torch)
-        self.epoch_seconds = 0.0
-        self.train_seconds = 0.0
-        self.probes: list[tuple] = []
-        self.probes_stopped_at: int | None = None
-        self.saved_at: tuple[int, int] | None = None
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, 32, 32) to logits (B, classes), fp32, computed in the device's precision."""
-        return self._device.forward(self.model, images)
-
-    @property
-    def prefix(self) -> str:
-        """Stands before what is said of this run; empty where it is alone."""
-        return f"{self.label}: " if self.label else ""
-
-    def at(self, epoch: int, step: int) -> bool:
-        """Whether the step of the epoch (from 1; step from 0) is the next thing that this run has to do."""
-        return not self.ended and (self.epochs, self.step) == (epoch - 1, step)
-
-    def record_probe(self, step: int, result: Any) -> None:
-        """Takes down a probe, a dataclass of arrays (E,) in the order of the columns of probes.csv.
-
-        It is written with the next checkpoint or epoch. The first gradient that is not finite ends the probes.
-        """
-        if self.probes_stopped_at is not None:
-            return
-        if not np.isfinite(result.grad_norm).all():
-            self.probes_stopped_at = step
-        else:
-            self.probes += [(step, *map(float, row)) for row in zip(*astuple(result), strict=True)]
-
-    def flush_probes(self) -> None:
-        if self.probes:
-            self.recorder.append_probes(self.probes)
-            self.probes = []
-
-    def save(self) -> None:
-        """Writes a checkpoint; the host waits for the device."""
-        if self.saved_at == (self.epochs, self.step):
-            return
-        self.flush_probes()
-        self.recorder.sync_logs()
-        state = {
-            "config": asdict(self.config),
-            "model": {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()},
-            "optimizer": self.optimizer.state_dict(),
-            "epochs": self.epochs,
-            "step": self.step,
-            "losses": self.losses[: self.step].cpu(),
-            "correct": self.correct[: self.step].cpu(),
-            "epoch_seconds": self.epoch_seconds,
-            "train_seconds": self.train_seconds,
-            "probes_stopped_at": self.probes_stopped_at,
-        }
-        checkpoint.save(self.recorder.folder, state)
-        self.saved_at = (self.epochs, self.step)
-
-    def _take_over(self, path: Path, state: dict) -> bool:
-        """Continues from a checkpoint. Raises CheckpointError where it is not one of this run."""
-        if differ := checkpoint.differing(state, self.config):
-            raise checkpoint.CheckpointError(f"{path}: of a run with other settings ({', '.join(differ)})")
-        checkpoint.check_architecture(path, self.model, state["model"])
-        if not 0 <= state["step"] == len(state["losses"]) == len(state["correct"]) <= len(self.losses):
-            raise checkpoint.CheckpointError(f"{path}: its position does not fit its losses")
-        self.model.load_state_dict(state["model"])
-        try:
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise checkpoint.CheckpointError(f"{path}: of another optimizer ({error})") from None
-        self.epochs, self.step = state["epochs"], state["step"]
-        self.losses[: self.step] = state["losses"].to(self.losses.device)
-        self.correct[: self.step] = state["correct"].to(self.correct.device)
-        self.epoch_seconds, self.train_seconds = state["epoch_seconds"], state["train_seconds"]
-        self.probes_stopped_at = state.get("probes_stopped_at")
-        self.saved_at = (self.epochs, self.step)
-        return True
-
-    def resume(self, warn: Callable[[str], None]) -> bool:
-        """Takes over the newest usable checkpoint and cuts the logs back to it; False where there is none.
-
-        warn: is told of a newer one that is damaged. Raises CheckpointError and FolderError, and then has changed
-        nothing, where there are checkpoints and none can be used, or the logs hold less than it.
-        """
-        folder = self.recorder.folder
-        try:
-            found, passed_over = checkpoint.newest(folder, self._take_over)
-        except checkpoint.CheckpointError as error:
-            raise checkpoint.CheckpointError(f"{error}; --fresh starts again and keeps the old folder") from None
-        if not found and (folder / "summary.json").exists():
-            raise checkpoint.CheckpointError(
-                f"{folder / checkpoint.NEWEST}: there is no checkpoint from which the finished run could go on; "
-                "--fresh starts again and keeps the old folder"
-            )
-        for reason in passed_over:
-            warn(reason)
-        steps = self.epochs * len(self.losses)
-        probed = self.probes_stopped_at - 1 if self.probes_stopped_at else steps + self.step
-        self.recorder.cut_back(self.epochs, steps, probed_up_to=probed)
-        if passed_over:
-            checkpoint.set_aside(folder)
-        return bool(found)
 
 
 class Batch:
@@ -309,7 +169,7 @@ class Lockstep:
         for run, total in zip(trained, totals, strict=True):
             loss, correct = (x / len(self.loader.test_labels) for x in total.tolist())
             if np.isfinite(loss):
-                line.append(self._end_epoch(run, loss, 100 * correct))
+                line.append(run.end_epoch(loss, 100 * correct))
             else:
                 self._diverged(run, steps, "test loss")
         if len(line) > 1:
@@ -351,78 +211,15 @@ class Lockstep:
         run.model.train()
         return total
 
-    def _end_epoch(self, run: TrainingRun, test_loss: float, test_accuracy: float) -> str:
-        """Writes the epoch's rows and moves the run on. Returns the result in words."""
-        losses = run.losses.cpu().numpy()
-        images = len(self.loader.images)
-        sizes = np.array([self.loader.size(i) for i in range(len(losses))])
-        train_loss = float(losses.astype(np.float64) @ sizes / images)
-        train_accuracy = 100 * int(run.correct.sum()) / images
-        seconds = max(run.epoch_seconds, 1e-9)
-        run.recorder.append_steps(run.epochs * len(losses) + 1, losses)
-        run.flush_probes()
-        run.recorder.append_epoch(
-            [
-                run.epochs + 1, run.config.lr, f"{train_loss:.6f}", f"{train_accuracy:.3f}", f"{test_loss:.6f}",
-                f"{test_accuracy:.3f}", f"{seconds:.4f}", f"{images / seconds:.1f}",
-            ]
-        )  # fmt: skip
-        run.epochs += 1
-        run.step = 0
-        run.train_seconds += run.epoch_seconds
-        run.epoch_seconds = 0.0
-        return f"{run.prefix}loss {train_loss:.3f}, accuracy {train_accuracy:.1f}%, test accuracy {test_accuracy:.2f}%"
-
     def _diverged(self, run: TrainingRun, index: int, which: str) -> None:
-        """Ends a run at the step of the epoch (from 0) whose loss is not finite; its log is kept up to there."""
-        before = run.epochs * len(run.losses)
-        run.step = index
-        run.recorder.append_steps(before + 1, run.losses[:index].cpu().numpy())
-        run.probes = [probe for probe in run.probes if probe[0] <= before + index]
-        run.train_seconds += run.epoch_seconds
-        self._console.say(f"{run.prefix}diverged: the {which} at step {before + index + 1} is not finite")
-        self._finish(run, diverged_at_step=before + index + 1)
+        """Ends a run at the step of the epoch (from 0) whose loss is not finite."""
+        step = run.cut_at(index)
+        self._console.say(f"{run.prefix}diverged: the {which} at step {step} is not finite")
+        self._finish(run, diverged_at_step=step)
         self._stopwatch.lap()
 
     def _finish(self, run: TrainingRun, diverged_at_step: int | None = None) -> None:
-        """The end of a run: last checkpoint (never of weights that are not finite), summary, one line."""
-        if diverged_at_step is None:
-            run.save()
-        run.flush_probes()
-        run.recorder.sync_logs()
-        logs = read_run(run.recorder.folder)
-        accuracy = logs.epochs["test_accuracy"]
-        images = run.epochs * len(self.loader.images) + min(run.step * self.loader.batch_size, len(self.loader.images))
-        speed = images / run.train_seconds if run.train_seconds else None
-        rate = matmul_rate(self.device)
-        summary = {
-            "epochs": run.epochs,
-            "steps": len(logs.losses),
-            "final_accuracy": logs.final_accuracy,
-            "last_accuracy": float(accuracy[-1]) if len(accuracy) else None,
-            "best_accuracy_selected_on_test": float(accuracy.max()) if len(accuracy) else None,
-            "diverged_at_step": diverged_at_step,
-            **({"probes_stopped_at_step": run.probes_stopped_at} if run.probes_stopped_at else {}),
-            "train_seconds": run.train_seconds,
-            "images_per_second": speed,
-            "parameters": run.parameters,
-            "flops_per_training_image": run.flops,
-            "tflops": speed and speed * run.flops / 1e12,
-            "matmul_tflops": rate / 1e12,
-            "share_of_matmul_rate": speed and speed * run.flops / rate,
-        }
-        run.recorder.finish(summary)
-        run.ended = True
-        words = [f"{run.prefix}{duration(run.train_seconds)} of training"]
-        if logs.final_accuracy is not None:
-            n = final_epochs(run.epochs)
-            words.append(f"final test accuracy {logs.final_accuracy:.2f}% (mean of the last {n} epochs)")
-        if speed:
-            words.append(f"{speed:.0f} images/s, {summary['tflops']:.3g} TFLOP/s")
-            words.append(f"{100 * summary['share_of_matmul_rate']:.0f}% of the matrix-product rate")
-        if run.probes_stopped_at:
-            words.append(f"probes stopped at step {run.probes_stopped_at}, where the gradient is not finite")
-        self._console.say(", ".join(words))
+        self._console.say(run.finish(diverged_at_step))
 
     def _save(self, runs: list[TrainingRun]) -> None:
         """Checkpoints of the runs that go on; ends the program where a signal asked for it. Not training time."""

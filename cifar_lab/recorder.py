@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from cifar_lab import checkpoint, files
 from cifar_lab.config import RunConfig
-from cifar_lab.runs import EPOCH_COLUMNS, PROBE_COLUMNS, SCHEMA, STEP_COLUMNS, RunFileError, read_config, read_run
+from cifar_lab.run_files import EPOCH_COLUMNS, PROBE_COLUMNS, SCHEMA, STEP_COLUMNS, RunFileError, read_config
+from cifar_lab.runs import read_run
 
 HEADERS = {"epochs.csv": EPOCH_COLUMNS, "steps.csv": STEP_COLUMNS, "probes.csv": PROBE_COLUMNS}
 FILES = ("config.json", *HEADERS, "summary.json", checkpoint.NEWEST)

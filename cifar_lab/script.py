@@ -17,9 +17,10 @@ from cifar_lab.config import RunConfig, number, run_folder
 from cifar_lab.console import Console, Stopped, StopSignals
 from cifar_lab.device import DeviceError, choose
 from cifar_lab.loader import Loader
-from cifar_lab.lockstep import Lockstep, TrainingRun
+from cifar_lab.lockstep import Lockstep
 from cifar_lab.recorder import Busy, FolderError, Recorder, environment
-from cifar_lab.runs import RunFileError
+from cifar_lab.run_files import RunFileError
+from cifar_lab.training_run import TrainingRun
 
 Build = Callable[[RunConfig], nn.Module]
 

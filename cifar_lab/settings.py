@@ -76,12 +76,15 @@ def flag(
     )
 
 
+EPOCHS = "passes over the training images", integer(1, 1_000_000)  # documentation and kind; each script's own default
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The flags that every training script has; a script adds its own, `complaint` and `runs`."""
 
     preset: str = flag("report", "", metavar="NAME")
-    epochs: int = flag(200, "passes over the training images", integer(1, 1_000_000))
+    epochs: int = flag(200, *EPOCHS)
     batch_size: int = flag(100, "images a training step", integer(2, 100_000))
     weight_decay: float = flag(1e-4, "L2 regularization (decoupled from the gradient in AdamW)", real(0, 10))
     seed: tuple[int, ...] = flag(

@@ -10,7 +10,8 @@ import numpy as np
 
 from cifar_lab.config import RunConfig, run_folder
 from cifar_lab.experiments import config_of
-from cifar_lab.runs import EPOCH_COLUMNS, PROBE_COLUMNS, final_accuracy
+from cifar_lab.run_files import EPOCH_COLUMNS, PROBE_COLUMNS
+from cifar_lab.runs import final_accuracy
 
 
 def write_run(

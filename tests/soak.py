@@ -28,7 +28,8 @@ from trainings import Training, content, differences, flags, unfinished_files  #
 from bench.output import RESULTS, described, header, markdown_table, write  # noqa: E402
 from cifar_lab.console import duration  # noqa: E402
 from cifar_lab.device import choose  # noqa: E402
-from cifar_lab.runs import RunFileError, find_run_folders, read_run  # noqa: E402
+from cifar_lab.run_files import RunFileError  # noqa: E402
+from cifar_lab.runs import find_run_folders, read_run  # noqa: E402
 from cifar_lab.settings import Parser, Settings, integer, path  # noqa: E402
 
 COMMANDS = (

@@ -14,18 +14,8 @@ from made_up import write_csv, write_json, write_run
 
 from cifar_lab.config import RunConfig
 from cifar_lab.experiments import config_of
-from cifar_lab.runs import (
-    EPOCH_COLUMNS,
-    PROBE_COLUMNS,
-    Run,
-    RunFileError,
-    final_accuracy,
-    find_run_folders,
-    read_config,
-    read_run,
-    read_runs,
-    report_runs,
-)
+from cifar_lab.run_files import EPOCH_COLUMNS, PROBE_COLUMNS, RunFileError, read_config
+from cifar_lab.runs import Run, final_accuracy, find_run_folders, read_run, read_runs, report_runs
 
 PROBES = [(step, eta, 2.0, 1.0, 0.5, 0.9, 0.5 / eta) for step in (10, 20, 30) for eta in (0.05, 0.1)]
 FILES = ("config.json", "epochs.csv", "steps.csv", "probes.csv", "summary.json")

@@ -23,7 +23,7 @@ import MyVGG
 import surface
 from cifar_lab import checkpoint, data
 from cifar_lab.experiments import config_of
-from cifar_lab.runs import RunFileError
+from cifar_lab.run_files import RunFileError
 from surface import Grid, compute, direction, evaluate, header, mean_loss, read_surface
 from surface_plots import draw
 

@@ -24,7 +24,7 @@ from torch import nn
 
 import MyFramework  # noqa: F401  (imported before the fork)
 import MyVGG
-from cifar_lab import checkpoint, lockstep, script
+from cifar_lab import checkpoint, script, training_run
 from cifar_lab.config import RunConfig
 from cifar_lab.layers import StepDropout
 from cifar_lab.runs import find_run_folders, read_run
@@ -155,8 +155,8 @@ def _train(name: str, argv: list[str], output: str, prepare: Callable[[], Any] |
 def ready() -> None:
     """Leaves out of a training what takes time and does not matter here."""
     torch.set_num_threads(1)
-    lockstep.matmul_rate = lambda device: 1e12
-    lockstep.flops_per_training_image = lambda model: 1e6
+    training_run.matmul_rate = lambda device: 1e12
+    training_run.flops_per_training_image = lambda model: 1e6
 
 
 def with_small_network() -> None:
