@@ -89,6 +89,11 @@ class Band:
         return self._median(self.upper)
 
     @cached_property
+    def lower_median(self) -> np.ndarray:
+        """(T,) nats: running median of the lower curve."""
+        return self._median(self.lower)
+
+    @cached_property
     def middle_median(self) -> np.ndarray:
         """(T,) nats: running median of the middle."""
         return self._median(self.middle)

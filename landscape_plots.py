@@ -55,15 +55,27 @@ def all_figures(results: str | Path, preset: str, runs: Sequence[Run]) -> Figure
 
 
 def draw_band(axes: Axes, bands: Mapping[str, Band]) -> None:
-    """Fills between the raw upper and lower curve of each network's band. bands: by model name."""
+    """Fills between the raw upper and lower curve of each network's band. bands: by model name.
+
+    Where many steps share a pixel the raw curves hide each other: there their running medians are drawn over them.
+    """
+    dense = any(len(area.upper) > DENSE for area in bands.values())
     for model, area in bands.items():
         step = np.arange(1, len(area.upper) + 1)
         style = {"color": COLOURS[model], "rasterized": True}  # 50,000 steps as vectors are megabytes of SVG
-        axes.fill_between(step, area.lower, area.upper, alpha=0.35, linewidth=0, label=LABELS[model], **style)
+        fill = 0.25 if dense else 0.35
+        axes.fill_between(step, area.lower, area.upper, alpha=fill, linewidth=0, label=LABELS[model], **style)
         # The edges show spikes, which as filled area are thinner than a pixel.
-        width, alpha = (0.3, 0.6) if len(step) > DENSE else (0.7, 1)
+        width, alpha = (0.2, 0.35) if dense else (0.7, 1)
         for curve in (area.lower, area.upper):
             axes.plot(step, curve, linewidth=width, alpha=alpha, **style)
+    for model, area in bands.items() if dense else ():
+        half = area.window // 2
+        whole = slice(half, np.count_nonzero(area.present) - half)  # not where the window repeats an end
+        step = np.arange(1, len(area.upper) + 1)[whole]
+        for median in (area.lower_median[whole], area.upper_median[whole]):
+            axes.plot(step, median, color="white", linewidth=2.6, rasterized=True)
+            axes.plot(step, median, color=COLOURS[model], linewidth=1.4, rasterized=True)
     highest = max(float(np.nanmax(area.upper, initial=0)) for area in bands.values())
     lowest = min(float(np.nanmin(area.lower, initial=highest)) for area in bands.values())
     bottom = 0.95 * lowest if lowest > highest / 2 else 0  # an untrained network's band is a strip far above 0
@@ -108,6 +120,9 @@ def _band_figure(figures: Figures, stem: Path, preset: str, runs: Sequence[Run])
     _band_table(below, bands, shared)
     example = next(iter(grouped[m][s][0] for m, s in drawn.items()))
     notes = [f"drawn: seed {' and '.join(map(str, sorted(set(drawn.values()))))}"]
+    areas = [bands[model][seed] for model, seed in drawn.items()]
+    if any(len(area.upper) > DENSE for area in areas):
+        notes.append(f"filled: raw; lines: running medians of both curves over {areas[0].window} steps")
     notes += [note for by_seed in grouped.values() for group in by_seed.values() for note in _caveats(group)]
     rates = ", ".join(map(number, LEARNING_RATES))
     small_print(

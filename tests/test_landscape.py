@@ -205,6 +205,13 @@ def test_nothing_is_drawn_from_nothing(tmp_path):
     assert not (tmp_path / "quick/figures").exists()
 
 
+def test_a_long_band_shows_its_running_medians(tmp_path):
+    for name in PLAIN_BAND:
+        write_run(tmp_path, name, "report", epochs=10)  # 5,000 steps
+    assert_drawn(landscape.landscape_figures(tmp_path, "report"))
+    assert "lines: running medians" in (tmp_path / "report/figures/landscape.svg").read_text(encoding="utf-8")
+
+
 def test_unfinished_runs_are_drawn_as_such(tmp_path):
     for name in BN_BAND:
         write_run(tmp_path, name, losses=np.linspace(2, 1, 50), test_accuracy=[30.0], complete=False)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import trainings
 from torch import nn
 
 from cifar_lab.layers import StepDropout
@@ -165,6 +166,28 @@ def test_training_with_probes_is_bit_identical(dropout):
     assert plain[0] == probed[0]
     assert all(torch.equal(a, b) for a, b in zip(plain[1], probed[1], strict=True))
     assert torch.equal(plain[2], probed[2])
+
+
+def test_a_run_with_probes_has_the_bits_of_one_without(synthetic_data):
+    """As the script trains it: two learning rates in lockstep, BatchNorm and dropout in the network."""
+    left = {}
+    for probe_every in ("0", "1"):
+        with trainings.folder_in_memory() as results:
+            argv = trainings.flags(
+                synthetic_data, "--lrs", "1e-2", "1e-3", "--epochs", "2", "--probe-every", probe_every,
+                "--results", results,
+            )  # fmt: skip
+            ended = trainings.Training(argv, prepare=trainings.with_small_network).wait()
+            assert (ended.status, ended.err) == (0, "")
+            found = trainings.content(results)
+            probed = [key for key in found if key.endswith("probes.csv")]
+            assert len(probed) == (2 if probe_every == "1" else 0)
+            ours = ("settings", "files", "probe_every", "probes.csv")  # what asking for probes changes
+            left[probe_every] = {
+                key.replace("-probe1", ""): value for key, value in found.items() if not key.endswith(ours)
+            }
+    assert len(left["0"]) > 20
+    assert trainings.differences(left["0"], left["1"]) == []
 
 
 @pytest.mark.parametrize("had_gradients", [False, True])

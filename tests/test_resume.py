@@ -108,14 +108,14 @@ def test_killed_at_random_moments(script, more, kills, synthetic_data, whole):
             assert unfinished_files(results) == []
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_stopped_at_random_moments(number, status, synthetic_data, whole):
+@pytest.mark.parametrize("number, status, stops", [(signal.SIGTERM, 143, 25), (signal.SIGINT, 130, 6)])
+def test_stopped_at_random_moments(number, status, stops, synthetic_data, whole):
     script, more = VGG
     reference = whole(script, more)
     draw = random.Random(int(number))
     delays = iter(lambda: draw.uniform(0, reference.seconds / 3), None)  # without checkpoints it is quicker
     stopped = 0
-    while stopped < 6:
+    while stopped < stops:
         with folder_in_memory() as results:
             # What is continued was saved at the signal: no checkpoint is due before.
             argv = flags(synthetic_data, *more, "--checkpoint-seconds", "1e9", "--results", results)

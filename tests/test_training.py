@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+import MyFramework
+import MyVGG
+from cifar_lab import script as cli
 from cifar_lab.runs import find_run_folders, read_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,6 +74,42 @@ def test_what_a_script_writes(together):
     assert sum(line.startswith("epoch ") for line in done.stdout.splitlines()) == 3
 
 
+NETWORKS = {
+    "vgg_a": (MyVGG, ["--lrs", "1e-4", "1e-3"]),
+    "vgg_a_bn": (MyVGG, ["--bn", "--lrs", "1e-4", "1e-3"]),
+    "inception": (MyFramework, ["--model", "inception", "--optimizer", "adam", "rmsprop"]),
+    "inception_res": (MyFramework, ["--model", "inception_res", "--optimizer", "adam", "rmsprop"]),
+}
+LOSS_TOLERANCE = 0.02  # nats, as in test_cuda.py: another order of summation, amplified by Adam from step to step
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_fast_path_on_a_cpu_agrees_with_the_plain_one(network, tmp_path, synthetic_data):
+    """Channels-last and two runs in lockstep against NCHW and one run alone, both in fp32, over 30 steps."""
+    module, flags = NETWORKS[network]
+    curves = {}
+    for path, words in (("fast", flags), ("plain", [*flags[:-1], "--no-channels-last"])):
+        where = ["--device", "cpu", "--results", str(tmp_path / path), "--data-dir", str(synthetic_data)]
+        module.main([*SMALL.split(), *words, *where])
+        curves[path] = {folder.name: read_run(folder).losses for folder in find_run_folders(tmp_path / path)}
+    assert len(curves["fast"]) == 2
+    ((name, plain),) = curves["plain"].items()
+    assert len(plain) == 30
+    assert np.ptp(plain) > 5 * LOSS_TOLERANCE  # from batch to batch: another batch, or another image, would be seen
+    assert np.abs(curves["fast"][name] - plain).max() <= LOSS_TOLERANCE
+
+
+def test_figures_of_what_was_trained(together):
+    results, _ = together
+    for name in ("plot_results.py", "landscape.py"):
+        done = subprocess.run([sys.executable, ROOT / name, results], capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+    report = (results / "report" / "report.md").read_text(encoding="utf-8")
+    for folder in find_run_folders(results):  # none has the report's settings: no figure is drawn, all are listed
+        assert f"| inception_res/{folder.name} | 3 | " in report
+    assert "Figure 7: residual Inception with L2, AdamW, test accuracy: `python MyFramework.py" in report
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_lockstep_gives_each_run_what_it_has_alone_dropout_included(optimizer, together, tmp_path, synthetic_data):
     script(tmp_path, synthetic_data, f"MyFramework.py {SMALL} --lr 1e-3 --optimizer {optimizer}")
@@ -117,9 +156,6 @@ def test_vgg_learns_and_can_be_evaluated(tmp_path, synthetic_data):
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_leaves_nothing(flags, named, tmp_path, synthetic_data, capsys, monkeypatch):
-    import MyVGG
-    from cifar_lab import script as cli
-
     results = tmp_path / "results"
     words = ["--test-size", "100", "--results", str(results), "--data-dir", str(synthetic_data), *flags.split()]
     if "--train-size" not in flags:

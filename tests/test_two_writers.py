@@ -1,4 +1,5 @@
-"""One run, one writer: a second process ends at once and says who the first is; different runs go on side by side."""
+"""One run, one writer: a second process ends at once and says who the first is; different runs go on side by side, and
+readers beside them."""
 
 import json
 import os
@@ -14,12 +15,14 @@ from trainings import (
     Training,
     content,
     differences,
+    flags,
     folder_in_memory,
     snapshot,
     with_small_network,
 )
 
-from cifar_lab.runs import find_run_folders
+import plot_results
+from cifar_lab.runs import find_run_folders, read_runs
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and signals")
 
@@ -85,6 +88,24 @@ def test_different_runs_side_by_side(synthetic_data, workers):
         together = {key: value for command in commands for key, value in command.reference.items()}
         assert len(find_run_folders(results)) == len(commands)
         assert differences(content(results), together) == []
+
+
+def test_readers_beside_a_writer(synthetic_data, results, capsys):
+    words = ["--bn", "--lrs", "1e-2", "1e-3", "--probe-every", "1", "--epochs", "60", "--results", results]
+    writer = Training(flags(synthetic_data, *words, train_size=80, test_size=50), prepare=with_small_network)
+    assert writer.reaches(lambda: len(find_run_folders(results)) == 2)
+    steps = [0]
+    while writer.running:
+        runs, errors = read_runs(results, "report")
+        assert errors == []
+        steps.append(sum(len(run.losses) for run in runs))
+        if len(steps) == 10:  # while it stands still, as it might in the middle of a write
+            writer.signal(signal.SIGSTOP)
+            assert (plot_results.main([str(results)]), capsys.readouterr().err) == (0, "")
+            assert "in progress" in (results / "report" / "report.md").read_text(encoding="utf-8")
+            writer.signal(signal.SIGCONT)
+    assert writer.wait().status == 0
+    assert steps == sorted(steps) and len(set(steps)) > 10  # logs were seen to grow, never to shrink
 
 
 def test_a_run_that_was_removed_and_begun_anew_belongs_to_the_second(command, results):
