@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench import bench, gpu_check, ours, output, report_slice, scaling, table, timing
+from bench import accuracy, bench, gpu_check, ours, output, report_slice, scaling, table, timing
+from cifar_lab.config import PRESETS
 from cifar_lab.data import Cifar10
 from cifar_lab.experiments import EXPERIMENTS
 
@@ -88,6 +89,28 @@ def test_the_slice_of_the_report_covers_all_of_it(capsys):
     assert "no time left" in report_slice.markdown(ABOUT | {"epochs": 2, "flags": ""}, measured, None)
 
 
+def test_accuracy(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(PRESETS, "quick", {"width": 0.03, "train_size": 200, "test_size": 50, "epochs": 2})
+    flags = ["--models", "vgg_a_bn", "inception", "--seeds", "3", "4", "--device", "cpu", "--output", str(tmp_path)]
+    assert accuracy.main(flags) == 0
+    (written,) = tmp_path.glob("*.json")
+    finals = json.loads(written.read_text())["final_accuracy"]
+    assert list(finals) == ["vgg_a_bn", "inception"]
+    for sides in finals.values():
+        assert [len(sides[side]) for side in ("classic", "ours")] == [2, 2]
+        assert all(0 <= value <= 100 for values in sides.values() for value in values)
+    assert len(capsys.readouterr().out.splitlines()) == 2 * 2 * 2 + 1
+    text = written.with_suffix(".md").read_text()
+    assert "width 0.03, train size 200" in text and text.count("(n = 2)") == 4
+
+
+def test_difference_of_accuracies_by_hand():
+    # Means 3 and 7, both variances 1, n = 3: the standard error is sqrt(2 / 3), t at 4 degrees of freedom 2.776.
+    mean, half = accuracy.difference([2.0, 3.0, 4.0], [6.0, 7.0, 8.0])
+    assert (mean, half) == (pytest.approx(4.0), pytest.approx(2.776 * (2 / 3) ** 0.5, rel=1e-3))
+    assert accuracy.difference([2.0], [6.0]) is None
+
+
 def test_scaling(monkeypatch):
     args = Namespace(
         data_dir=None, made_up_data=True, images=160, width=0.03, epochs=1, device="cpu", memory_epochs=2,
@@ -114,9 +137,10 @@ def test_a_part_of_the_gpu_check_that_fails_or_hangs_is_recorded():
     assert "| slow | killed at its time limit |" in text and "| late | left out, no time |" in text
 
 
-@pytest.mark.parametrize("program", [bench, report_slice, scaling, gpu_check])
+@pytest.mark.parametrize("program", [accuracy, bench, report_slice, scaling, gpu_check])
 def test_bad_flags_end_with_one_line(program, capsys, tmp_path):
-    for flags in (["--device", "abacus"], ["--seconds" if program is not scaling else "--width", "soon"]):
+    value_of = {scaling: "--width", accuracy: "--seeds"}
+    for flags in (["--device", "abacus"], [value_of.get(program, "--seconds"), "soon"]):
         with pytest.raises(SystemExit) as ended:
             program.main([*flags, "--output", str(tmp_path / "out")])
         assert ended.value.code == 2
