@@ -72,9 +72,20 @@ def terminal():
         one.close()
 
 
+# However fast the machine, within an epoch the bar moves.
+LOOKS_AT_EVERY_STEP = """
+import sys
+import MyVGG
+from cifar_lab import lockstep, script
+lockstep.READ_SECONDS = 0
+sys.argv[0] = "MyVGG.py"
+script.run(MyVGG.main, sys.argv[1:])
+"""
+
+
 def test_bars_estimate_and_ctrl_c_on_a_terminal(terminal, tmp_path, synthetic_data):
     seen = terminal(
-        "MyVGG.py", "--bn", "--width", "0.25", "--batch-size", "50", "--train-size", "2000", "--test-size", "50",
+        "-c", LOOKS_AT_EVERY_STEP, "--bn", "--width", "0.25", "--batch-size", "50", "--train-size", "2000", "--test-size", "50",
         "--epochs", "1000000", "--device", "cpu", "--data-dir", str(synthetic_data), "--results", str(tmp_path),
     )  # fmt: skip
     seen.read_until(
