@@ -86,7 +86,8 @@ script.run(MyVGG.main, sys.argv[1:])
 def test_bars_estimate_and_ctrl_c_on_a_terminal(terminal, tmp_path, synthetic_data):
     seen = terminal(
         "-c", LOOKS_AT_EVERY_STEP, "--bn", "--width", "0.25", "--batch-size", "50", "--train-size", "2000",
-        "--test-size", "50", "--epochs", "1000000", "--device", "cpu", "--data-dir", str(synthetic_data), "--results", str(tmp_path),
+        "--test-size", "50", "--epochs", "1000000", "--device", "cpu", "--data-dir", str(synthetic_data),
+        "--results", str(tmp_path),
     )  # fmt: skip
     seen.read_until(
         r"vgg_a_bn: 1 run of 1000000 epochs, 40 steps each, seed 0",
