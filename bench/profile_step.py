@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     for model in args.models:
         rows = [[f"`{key}`", f"{100 * share:.1f}", f"{calls:g}"] for key, share, calls in shares(model, args, data)]
         print(f"\n## {model}, width {args.width:g}\n")
-        print(output.markdown_table(["operator", "% of the time", "calls a step"], rows[: args.rows]), end="", flush=True)
+        print(
+            output.markdown_table(["operator", "% of the time", "calls a step"], rows[: args.rows]), end="", flush=True
+        )
     return 0
 
 

@@ -33,6 +33,7 @@ CONTENT = {
     "correct": torch.Tensor,  # (step,) int64
     "epoch_seconds": float,  # of that epoch
     "train_seconds": float,  # of the whole epochs
+    "test_seconds": float,
 }
 
 

@@ -1,9 +1,12 @@
 """The device: which one, in what precision, and how fast its matrix product is."""
 
+import ctypes
 import functools
 import os
 import platform
+import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -90,7 +93,10 @@ class _ToBf16(torch.autograd.Function):
 
 
 def choose(settings: Settings) -> Device:
-    """The device that the flags ask for. Sets PyTorch's process-wide precision and determinism. Raises DeviceError."""
+    """The device that the flags ask for. Raises DeviceError.
+
+    Sets what holds for the whole process: PyTorch's precision and determinism, on a CPU also how memory is kept.
+    """
     kind, precision, note = settings.device, settings.precision, ""
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -107,6 +113,8 @@ def choose(settings: Settings) -> Device:
         raise DeviceError(f"--precision tf32: needs a CUDA device of compute capability 8.0 or newer, not {kind}")
     elif precision == "bf16" and not has_bf16 and kind != "cpu":
         raise DeviceError("--precision bf16: needs a CUDA device of compute capability 8.0 or newer, or a CPU")
+    if kind == "cpu":
+        _keep_freed_memory()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = not settings.deterministic
@@ -117,6 +125,20 @@ def choose(settings: Settings) -> Device:
     return Device(
         torch.device(kind), precision, settings.channels_last, settings.cuda_graph and kind == "cuda", note
     )  # fmt: skip
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep the memory that a training step frees for the next one.
+
+    By its defaults large blocks go back to the system, which hands them out again a page at a time and zeroed: up to
+    15,000 page faults a step of VGG-A, a tenth to a fifth of its time.
+    """
+    if sys.platform == "linux":
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+        with suppress(AttributeError):  # other C libraries have no mallopt
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(trim_threshold, 2**31 - 1)
+            mallopt(mmap_threshold, 2**30)
 
 
 @functools.cache

@@ -165,9 +165,11 @@ class Lockstep:
             self._read(trained, steps)  # the host waits, once an epoch: here its training time ends
         trained = [run for run in trained if not run.ended]
         totals = [self._test(run, trained) for run in trained]
+        means = [[x / len(self.loader.test_labels) for x in total.tolist()] for total in totals]  # the host waits
+        passed = self._stopwatch.lap()
         line = [f"epoch {epoch}/{self._target}"]
-        for run, total in zip(trained, totals, strict=True):
-            loss, correct = (x / len(self.loader.test_labels) for x in total.tolist())
+        for run, (loss, correct) in zip(trained, means, strict=True):
+            run.test_seconds += passed / len(trained)
             if np.isfinite(loss):
                 line.append(run.end_epoch(loss, 100 * correct))
             else:

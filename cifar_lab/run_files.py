@@ -84,6 +84,7 @@ def read_summary(path: Path) -> dict[str, Any] | None:
         _integer(path, summary, "diverged_at_step", low=1)
     summary["train_seconds"] = _real(path, summary, "train_seconds", low=0)
     for key, high in (
+        ("test_seconds", math.inf),
         ("final_accuracy", 100), ("last_accuracy", 100), ("best_accuracy_selected_on_test", 100),
         ("flops_per_training_image", math.inf), ("tflops", math.inf), ("matmul_tflops", math.inf),
         ("share_of_matmul_rate", math.inf), ("images_per_second", math.inf),

@@ -52,6 +52,7 @@ class TrainingRun:
         self.correct = torch.zeros(loader.steps, dtype=torch.int64, device=loader.device.torch)
         self.epoch_seconds = 0.0
         self.train_seconds = 0.0
+        self.test_seconds = 0.0
         self.probes: list[tuple] = []
         self.probes_stopped_at: int | None = None
         self.saved_at: tuple[int, int] | None = None
@@ -146,6 +147,7 @@ class TrainingRun:
             "diverged_at_step": diverged_at_step,
             **({"probes_stopped_at_step": self.probes_stopped_at} if self.probes_stopped_at else {}),
             "train_seconds": self.train_seconds,
+            "test_seconds": self.test_seconds,
             "images_per_second": speed,
             "parameters": self.parameters,
             "flops_per_training_image": self.flops,
@@ -155,7 +157,7 @@ class TrainingRun:
         }
         self.recorder.finish(summary)
         self.ended = True
-        words = [f"{self.prefix}{duration(self.train_seconds)} of training"]
+        words = [f"{self.prefix}{duration(self.train_seconds)} of training and {duration(self.test_seconds)} of tests"]
         if final is not None:
             n = final_epochs(self.epochs)
             words.append(f"final test accuracy {final:.2f}% (mean of the last {n} epochs)")
@@ -184,6 +186,7 @@ class TrainingRun:
             "correct": self.correct[: self.step].cpu(),
             "epoch_seconds": self.epoch_seconds,
             "train_seconds": self.train_seconds,
+            "test_seconds": self.test_seconds,
             "probes_stopped_at": self.probes_stopped_at,
         }
         checkpoint.save(self.recorder.folder, state)
@@ -205,6 +208,7 @@ class TrainingRun:
         self.losses[: self.step] = state["losses"].to(self.losses.device)
         self.correct[: self.step] = state["correct"].to(self.correct.device)
         self.epoch_seconds, self.train_seconds = state["epoch_seconds"], state["train_seconds"]
+        self.test_seconds = state["test_seconds"]
         self.probes_stopped_at = state.get("probes_stopped_at")
         self.saved_at = (self.epochs, self.step)
         return True

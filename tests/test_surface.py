@@ -315,7 +315,9 @@ def trained(results: Path, run: str, build=MyVGG.build) -> Path:
     folder = write_run(results, run)
     config = config_of(run, "quick")
     torch.manual_seed(0)
-    state = dict.fromkeys(("epochs", "step"), 0) | dict.fromkeys(("epoch_seconds", "train_seconds"), 0.0)
+    state = dict.fromkeys(("epochs", "step"), 0) | dict.fromkeys(
+        ("epoch_seconds", "train_seconds", "test_seconds"), 0.0
+    )
     state |= {"losses": torch.empty(0), "correct": torch.empty(0), "optimizer": {}}
     checkpoint.save(folder, state | {"config": asdict(config), "model": build(config).state_dict()})
     return folder

@@ -64,6 +64,7 @@ def test_what_a_script_writes(together):
         assert run.epochs_done == 3
         assert run.summary["parameters"] > 0
         assert run.summary["flops_per_training_image"] > 1e6
+        assert 0 < run.summary["train_seconds"] < 300 and 0 < run.summary["test_seconds"] < 300
         config = json.loads((folder / "config.json").read_text())
         assert config["settings"]["train_size"] == 950
         assert config["environment"]["data_sha256"]

@@ -31,7 +31,7 @@ from cifar_lab.runs import find_run_folders, read_run
 
 PATIENCE = 120  # seconds after which a training that has not ended is a failure
 TIME_COLUMNS = ("train_seconds", "images_per_second")
-TIME_KEYS = ("train_seconds", "images_per_second", "tflops", "matmul_tflops", "share_of_matmul_rate")
+TIME_KEYS = ("train_seconds", "test_seconds", "images_per_second", "tflops", "matmul_tflops", "share_of_matmul_rate")
 
 
 def flags(data: Path, *more: str | Path, train_size: int = 130, test_size: int = 100) -> list[str]:
