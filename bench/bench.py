@@ -101,7 +101,7 @@ class Bench:
                 timing.walk(steps, synchronize, least=1, seconds=0, together=min(GPU_WARM_UP, group.loader.steps))
                 together = group.loader.steps
             else:
-                timing.walk(steps, synchronize, least=1, seconds=0.15 * self.piece)
+                timing.walk(steps, synchronize, least=3, seconds=0.15 * self.piece)  # memory grows in the first ones
                 together = 1
             took = timing.walk(steps, synchronize, least=2, seconds=share * self.piece, together=together)
             peak = timing.peak_bytes(self.device.torch)
