@@ -5,7 +5,8 @@
     python -m cifar_lab.reproduce report --list
 
 A run that is complete is left out, one that was interrupted continues: the list can be stopped and started again at
-will, also on another machine to which the results folder was moved.
+will, also on another machine to which the results folder was moved. A command that fails ends the list, and what is
+there by then is drawn all the same.
 """
 
 import argparse
@@ -17,13 +18,15 @@ import threading
 import time
 from pathlib import Path
 
+from cifar_lab.checkpoint import NEWEST
 from cifar_lab.config import PAPER_PRESETS, PRESETS
 from cifar_lab.experiments import experiments, folder_of
+from cifar_lab.settings import LARGEST_SEED, Parser, choice, integer, path, real
 
 ROOT = Path(__file__).resolve().parent.parent
 # The surfaces that are drawn side by side at the end of a preset: runs, points a side, images.
 SURFACE_RUNS = ("vgg_a_lr0.001", "vgg_a_bn_lr0.001")
-STOPPED = 128 + signal.SIGTERM
+INTERRUPTED, STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 SURFACES = {"quick": ("11", "512"), "laptop": ("25", "512"), "report": ("25", "2000")}
 
 
@@ -34,8 +37,22 @@ def commands(preset: str, seeds: tuple[int, ...], results: str) -> list[str]:
     if preset not in SURFACES:
         return training
     points, images = SURFACES[preset]
-    folders = " ".join(shlex.quote(str(folder_of(run, results, preset, seeds[0]))) for run in SURFACE_RUNS)
+    folders = " ".join(shlex.quote(str(folder)) for folder in surface_folders(preset, seeds, results))
     return [*training, f"python landscape.py surface {folders} --points {points} --images {images}"]
+
+
+def surface_folders(preset: str, seeds: tuple[int, ...], results: str) -> list[Path]:
+    """The runs around which the preset's surfaces are computed."""
+    return [folder_of(run, results, preset, seeds[0]) for run in SURFACE_RUNS]
+
+
+def without_weights(preset: str, seeds: tuple[int, ...], results: str) -> list[Path]:
+    """Those of them that are complete and have no checkpoint: logs that were copied from elsewhere."""
+    return [
+        folder
+        for folder in surface_folders(preset, seeds, results)
+        if (folder / "summary.json").exists() and not (folder / NEWEST).exists()
+    ]
 
 
 def run(command: str) -> int:
@@ -51,15 +68,21 @@ def run(command: str) -> int:
     return 0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", choices=[*PRESETS, *PAPER_PRESETS])
-    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="seeds of every run (0)")
-    parser.add_argument("--results", default="results", help="folder that run folders are written to (results)")
-    parser.add_argument("--seconds", type=float, help="stop cleanly after this long (never)")
-    parser.add_argument("--list", action="store_true", help="print the commands instead of running them")
-    args = parser.parse_args()
-    listed = commands(args.preset, tuple(args.seed), args.results)
+def main(argv: list[str]) -> int:
+    parser = Parser(
+        prog="python -m cifar_lab.reproduce", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    presets = [*PRESETS, *PAPER_PRESETS]
+    add = parser.add_argument
+    add("preset", type=choice(*presets), help=", ".join(presets))
+    add("--seed", type=integer(0, LARGEST_SEED), nargs="+", default=[0], help="seeds of every run (0)")
+    add("--results", type=path, default="results", help="folder that run folders are written to (results)")
+    add("--seconds", type=real(0, 1e9, above=True), help="stop cleanly after this long (never)")
+    add("--list", action="store_true", help="print the commands instead of running them")
+    args = parser.parse_args(argv)
+    chosen = args.preset, tuple(args.seed), args.results
+    listed = commands(*chosen)
     if args.list:
         print(*listed, sep="\n")
         return 0
@@ -75,18 +98,23 @@ def main() -> int:
     try:
         for number, command in enumerate(listed, start=1):
             print(f"[{number}/{len(listed)}] {command}", flush=True)
-            if status := run(command):
+            if " surface " in command and (missing := without_weights(*chosen)):
+                print(f"left out: {missing[0]} is complete, but its checkpoint is not here", flush=True)
+            elif status := run(command):
                 break
     except SystemExit:
         status = STOPPED
     alarm.cancel()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if status not in (0, STOPPED):
+    if status == INTERRUPTED:
         return status
     minutes = (time.monotonic() - start) / 60
-    print(f"{'all commands done' if status == 0 else 'stopped'} after {minutes:.1f} min", flush=True)
-    return run(f"python plot_results.py {shlex.quote(args.results)}") or status * (args.seconds is None)
+    how = {0: "all commands done", STOPPED: "stopped"}.get(status, f"ended with status {status}")
+    print(f"{how} after {minutes:.1f} min", flush=True)
+    plotted = run(f"python plot_results.py {shlex.quote(args.results)}")
+    in_time = status == STOPPED and args.seconds is not None  # as asked for
+    return plotted if in_time else status or plotted
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
