@@ -1,6 +1,7 @@
 """Draws the report's figures from a results folder and writes its tables and verdicts. Trains nothing.
 
     python plot_results.py results/
+    python plot_results.py results/ --preset quick
 
 For each preset found there: results/<preset>/figures/ (PNG and SVG), report.md, which shows everything, and
 verdicts.csv. A figure whose runs are missing is listed with the command that trains them. Runs may still be training.
@@ -18,12 +19,12 @@ from matplotlib.ticker import MaxNLocator
 
 import verdicts
 from cifar_lab import files
-from cifar_lab.config import PAPER_PRESETS, number
+from cifar_lab.config import PAPER_PRESETS, PRESETS, number
 from cifar_lab.experiments import command_for
 from cifar_lab.figures import COLOURS, LABELS, plt, save, small_print
 from cifar_lab.run_files import RunFileError
 from cifar_lab.runs import Run, find_run_folders, read_runs, report_runs, results_folder
-from cifar_lab.settings import Parser, fail, path
+from cifar_lab.settings import Parser, choice, fail, path
 from landscape_plots import Figures, all_figures
 
 EPOCHS_WITH_MARKERS = 20  # up to here an epoch is marked, so that a line shows how few points it joins
@@ -270,17 +271,23 @@ def parser() -> Parser:
     """The command line's flags."""
     p = Parser(prog="plot_results.py", description=__doc__.split("\n\n")[0], allow_abbrev=False)
     p.add_argument("results", nargs="?", default="results", type=path, help="the results folder (results)")
+    presets = (*PRESETS, *PAPER_PRESETS)
+    p.add_argument("--preset", type=choice(*presets), help=f"only this preset: {', '.join(presets)} (all there are)")
     return p
 
 
 def main(argv: Sequence[str]) -> int:
     """Draws everything; returns the exit status, 1 where a file could not be read or written."""
+    args = parser().parse_args(argv)
     try:
-        results = results_folder(Path(parser().parse_args(argv).results))
+        results = results_folder(Path(args.results))
     except RunFileError as error:
         fail(f"plot_results.py: {error}")
+    presets = {folder.relative_to(results).parts[0] for folder in find_run_folders(results, args.preset)}
+    if not presets:
+        fail(f"plot_results.py: --preset {args.preset}: {results} has no run folders of it")
     failed = False
-    for preset in sorted({folder.relative_to(results).parts[0] for folder in find_run_folders(results)}):
+    for preset in sorted(presets):
         runs, errors = read_runs(results, preset)
         if runs:
             try:

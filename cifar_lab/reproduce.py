@@ -111,7 +111,7 @@ def main(argv: list[str]) -> int:
     minutes = (time.monotonic() - start) / 60
     how = {0: "all commands done", STOPPED: "stopped"}.get(status, f"ended with status {status}")
     print(f"{how} after {minutes:.1f} min", flush=True)
-    plotted = run(f"python plot_results.py {shlex.quote(args.results)}")
+    plotted = run(f"python plot_results.py {shlex.quote(args.results)} --preset {args.preset}")
     in_time = status == STOPPED and args.seconds is not None  # as asked for
     return plotted if in_time else status or plotted
 

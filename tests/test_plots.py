@@ -129,6 +129,19 @@ def test_the_same_logs_give_the_same_bytes(whole, tmp_path, capsys):
     assert again == {path.relative_to(results): content for path, content in snapshot(results).items()}
 
 
+def test_one_preset_alone(tmp_path, capsys):
+    write_run(tmp_path, "vgg_a_lr0.001", "quick")
+    write_run(tmp_path, "vgg_a_lr0.001", "report", epochs=3)
+    assert plot_results.main([str(tmp_path), "--preset", "quick"]) == 0
+    assert (tmp_path / "quick" / "report.md").exists() and not (tmp_path / "report" / "report.md").exists()
+    said = capsys.readouterr().out
+    assert "at the preset quick" in said and "report:" not in said
+    with pytest.raises(SystemExit) as ended:
+        plot_results.main([str(tmp_path), "--preset", "laptop"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"plot_results.py: --preset laptop: {tmp_path} has no run folders of it\n"
+
+
 def test_presets_are_drawn_apart(tmp_path, capsys):
     write_run(tmp_path, "inception", "quick")
     write_run(tmp_path, "inception", "laptop", epochs=2)
