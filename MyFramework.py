@@ -4,7 +4,7 @@
     python MyFramework.py --model inception_res --optimizer adam --weight-decay 0 --epochs 200  # figures 4 and 5
     python MyFramework.py --model inception_res --optimizer adamw                               # figure 7
     python MyFramework.py --model inception_res --optimizer adam adamw rmsprop                  # figures 6, 7 and 8
-    python MyFramework.py --evaluate results/report/inception_res/adamw-lr1e-4-wd1e-4-seed0
+    python MyFramework.py --evaluate results/quick/inception_res/adamw-lr1e-4-wd1e-4-seed0
 
 Several optimizers are trained in lockstep: they start from the same weights and see the same augmented batches in the
 same order. Every run has a folder of its own below results/.

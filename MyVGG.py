@@ -3,7 +3,7 @@
     python MyVGG.py --bn --lrs 1e-3 1e-4 5e-4 5e-5     # figure 9 and the BatchNorm half of the landscape
     python MyVGG.py --lrs 1e-3 1e-4 5e-4 5e-5          # figure 10 and the other half
     python MyVGG.py --preset paper --bn                # the probes of Santurkar et al. (2018), figure 4
-    python MyVGG.py --evaluate results/report/vgg_a_bn/adam-lr1e-3-wd1e-4-seed0
+    python MyVGG.py --evaluate results/quick/vgg_a_bn/adam-lr1e-3-wd1e-4-seed0
 
 All learning rates start from the same weights and see the same augmented batches in the same order, so that the band
 between their losses shows what the learning rate does. Every run has a folder of its own below results/.

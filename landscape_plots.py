@@ -45,8 +45,8 @@ def all_figures(results: str | Path, preset: str, runs: Sequence[Run]) -> Figure
     """Every landscape figure that the preset's runs allow, into `<results>/<preset>/figures/`."""
     figures, folder = Figures(), Path(results) / preset / "figures"
     if preset not in PAPER_PRESETS:
-        _band_figure(figures, folder / "landscape", preset, runs)
-    _probe_figures(figures, folder, preset, runs)
+        _band_figure(figures, Path(results), preset, runs)
+    _probe_figures(figures, Path(results), preset, runs)
     surface_plots.draw_all(figures, folder, runs)
     return figures
 
@@ -88,7 +88,7 @@ def draw_band(axes: Axes, bands: Mapping[str, Band]) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, fontsize=8)
 
 
-def _band_figure(figures: Figures, stem: Path, preset: str, runs: Sequence[Run]) -> None:
+def _band_figure(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) -> None:
     found = report_runs(runs, preset)
     grouped: dict[str, dict[int, list[Run]]] = {}  # model, seed: a run for each learning rate
     for model, names in BANDS.items():
@@ -97,7 +97,7 @@ def _band_figure(figures: Figures, stem: Path, preset: str, runs: Sequence[Run])
             if all(len(run.losses) for run in group):
                 grouped.setdefault(model, {})[seed] = group
     figures.missing += [
-        (f"landscape band of {LABELS[model]}", command_for(names[0], preset, _seeds(runs)))
+        (f"landscape band of {LABELS[model]}", command_for(names[0], preset, _seeds(runs), results))
         for model, names in BANDS.items()
         if model not in grouped
     ]
@@ -128,6 +128,7 @@ def _band_figure(figures: Figures, stem: Path, preset: str, runs: Sequence[Run])
     small_print(
         figure, _wrapped(f"{_setting(example)}, learning rates {rates}; first half of the run; {'; '.join(notes)}")
     )
+    stem = results / preset / "figures" / "landscape"
     figures.add(
         figure, stem, "The learning-rate band: the largest and the smallest training loss over the learning rates"
     )
@@ -182,7 +183,8 @@ def _caveats(runs: Sequence[Run]) -> list[str]:
 # --- The probes along the gradient ------------------------------------------------------------------------------------
 
 
-def _probe_figures(figures: Figures, folder: Path, preset: str, runs: Sequence[Run]) -> None:
+def _probe_figures(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) -> None:
+    folder = results / preset / "figures"
     groups: dict[str, dict[str, list[Run]]] = {}  # settings without the seed; model: its runs by seed
     for run in sorted(runs, key=lambda run: (run.model, run.seed)):
         if run.model in BANDS and run.probes is not None and len(run.probes["step"]):
@@ -194,7 +196,7 @@ def _probe_figures(figures: Figures, folder: Path, preset: str, runs: Sequence[R
             model = experiment.runs[0].removeprefix("paper_")
             if model not in probed:
                 name = f"probes along the gradient of {LABELS[model]}"
-                figures.missing.append((name, experiment.command(preset, _seeds(runs))))
+                figures.missing.append((name, experiment.command(preset, _seeds(runs), results)))
     for settings, by_model in groups.items():
         ranges = {model: [probe_ranges(run.probes) for run in group] for model, group in by_model.items()}
         step, print_text = _gradient_step(by_model), _probe_print(by_model)

@@ -159,7 +159,7 @@ def draw_figures(results: Path, preset: str, runs: Sequence[Run]) -> Figures:
         # Before the end of its first epoch a run has nothing to show; if it diverged there, it never will.
         without = [name for name, of in runs_of.items() if not any(run.epochs_done or run.complete for run in of)]
         if without:
-            commands = dict.fromkeys(command_for(name, preset, seeds) for name in without)
+            commands = dict.fromkeys(command_for(name, preset, seeds, results) for name in without)
             figures.missing.append((figure.title, " && ".join(commands)))
         elif not any(run.epochs_done for of in runs_of.values() for run in of):
             figures.missing.append((figure.title, "nothing to draw: diverged in the first epoch"))
@@ -309,6 +309,9 @@ def _plot_preset(results: Path, preset: str, runs: Sequence[Run], errors: Sequen
     judged = [] if preset in PAPER_PRESETS else verdicts.judge_all(runs, preset)
     files.write_text(folder / "report.md", report_text(preset, runs, figures, judged))
     print(f"{folder}: {len(runs)} runs, {len(figures.drawn)} figures in {folder / 'figures'}, {folder / 'report.md'}")
+    drawn = sum(map(len, report_runs(runs, preset).values()))
+    if drawn < len(runs):
+        print(f"  {len(runs) - drawn} with other settings than the preset's: in the table of runs alone")
     for name, command in figures.missing:
         print(f"  missing: {name}: {command}")
     if judged:

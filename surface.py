@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from cifar_lab import files
-from cifar_lab.run_files import RunFileError, read_config
+from cifar_lab.run_files import RunFileError, read_config, training_command
 from cifar_lab.settings import LARGEST_SEED, Parser, choice, fail, integer, path, real
 
 BATCH = 128  # images a forward pass, at most: the fastest on a CPU
@@ -288,6 +288,7 @@ def main(argv: list[str]) -> int:
 
         from surface_plots import draw
 
+        folders.sort(key=lambda folder: folder.resolve().parent.name)  # by network, as `draw_all` has them
         surfaces = {folder: read_surface(folder / f"{grid.stem}.csv") for folder in folders}
         # Run folders are results/<preset>/<model>/<name>; the figures go to results/<preset>/figures.
         for stem, caption in draw(surfaces, folders[0].resolve().parents[1] / "figures"):
@@ -342,7 +343,7 @@ def _network(folder: Path, grid: Grid):
     try:
         model, _ = load_model(folder, build, (name,))
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; what makes it: {config.get('command', 'training the run again')}") from None
+        raise CheckpointError(f"{error}; what makes it: {training_command(folder, config)}") from None
     file = folder / f"{grid.stem}.csv"
     if file.exists():
         read_surface(file)

@@ -440,7 +440,9 @@ def judge(claim: Claim, found: Mapping[str, Mapping[int, Run]], preset: str) -> 
     if not paired:
         asked = wanted or set().union(*found.values()) or {0}
         missing = {name: tuple(sorted(asked - set(complete[name]))) for name in claim.runs}
-        commands = dict.fromkeys(command_for(name, preset, seeds) for name, seeds in missing.items() if seeds)
+        there = [run.folder for by_seed in found.values() for run in by_seed.values()]  # results/preset/model/name
+        results = there[0].parents[2] if there else "results"
+        commands = dict.fromkeys(command_for(name, preset, seeds, results) for name, seeds in missing.items() if seeds)
         return Verdict(claim, NOT_RUN, notes=tuple(notes), commands=tuple(commands))
     if wanted > paired:
         notes.append(f"left out, as not every run has it: seed {_listed(wanted - paired)}")
@@ -528,6 +530,9 @@ def to_text(verdicts: Sequence[Verdict]) -> str:
     lines = []
     for verdict in verdicts:
         said = [str(e) for e in verdict.estimates if e.measure.side] or list(verdict.commands)
+        said += [
+            note for note in verdict.notes if "instead of" in note
+        ]  # what else there is to note stands in report.md
         lines.append(f"  {verdict.claim.id:<15} {verdict.outcome:<34} {'; '.join(said)}".rstrip())
     return "\n".join(lines)
 

@@ -68,7 +68,8 @@ class Device:
         if os.path.exists("/proc/cpuinfo"):
             with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
                 name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-        return f"{self.torch.type}: {name}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"{self.torch.type}: {name}, {threads} thread{'s' * (threads > 1)}"
 
     @property
     def evaluation_batch(self) -> int:

@@ -4,6 +4,7 @@ A run here is a setting; with several seeds it has a folder for each. `RUNS` nam
 commands that train them, in the order in which `make report` runs them.
 """
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,7 +52,7 @@ class Experiment:
     figures: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
 
-    def command(self, preset: str = "report", seeds: tuple[int, ...] = (0,)) -> str:
+    def command(self, preset: str = "report", seeds: tuple[int, ...] = (0,), results: str | Path = "results") -> str:
         """The command line, as a user types it."""
         words = ["python", self.script, *([self.flags] if self.flags else [])]
         if preset == "report":
@@ -60,6 +61,8 @@ class Experiment:
             words.append(f"--preset {preset}")
         if seeds != (0,):
             words.append("--seed " + " ".join(map(str, seeds)))
+        if Path(results) != Path("results"):
+            words.append(f"--results {shlex.quote(str(results))}")
         return " ".join(words)
 
 
@@ -95,6 +98,6 @@ def experiments(preset: str) -> tuple[Experiment, ...]:
     return PAPER_EXPERIMENTS if preset in PAPER_PRESETS else EXPERIMENTS
 
 
-def command_for(run: str, preset: str, seeds: tuple[int, ...] = (0,)) -> str:
+def command_for(run: str, preset: str, seeds: tuple[int, ...] = (0,), results: str | Path = "results") -> str:
     """The command that trains the named run."""
-    return next(e for e in experiments(preset) if run in e.runs).command(preset, seeds)
+    return next(e for e in experiments(preset) if run in e.runs).command(preset, seeds, results)

@@ -32,8 +32,7 @@ SURFACES = {"quick": ("11", "512"), "laptop": ("25", "512"), "report": ("25", "2
 
 def commands(preset: str, seeds: tuple[int, ...], results: str) -> list[str]:
     """Everything that the preset's report needs, as a user would type it."""
-    where = "" if results == "results" else f" --results {shlex.quote(results)}"
-    training = [e.command(preset, seeds) + where for e in experiments(preset)]
+    training = [e.command(preset, seeds, results) for e in experiments(preset)]
     if preset not in SURFACES:
         return training
     points, images = SURFACES[preset]

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
@@ -57,6 +58,18 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         "settings": _settings(path, _mapping(path, config, "settings")),
         "environment": environment,
     }
+
+
+def training_command(folder: str | Path, config: dict[str, Any]) -> str:
+    """The command that trains a run anew into the folder where it lies, from its config.json."""
+    words = shlex.split(str(config.get("command", "")))
+    for flag in ("--results", "--data-dir"):
+        while flag in words:
+            at = words.index(flag)
+            del words[at : at + 2]
+    results = Path(folder).absolute().parents[2]
+    where = [] if results.name == "results" else ["--results", str(results)]
+    return shlex.join([*(word for word in words if word != "--fresh"), *where, "--fresh"])
 
 
 def _settings(path: Path, given: dict[str, Any]) -> dict[str, Any]:

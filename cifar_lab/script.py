@@ -12,14 +12,14 @@ from torch import nn
 
 from cifar_lab import data as cifar10
 from cifar_lab import settings as flags
-from cifar_lab.checkpoint import CheckpointError, load_model
+from cifar_lab.checkpoint import NEWEST, CheckpointError, load_model
 from cifar_lab.config import RunConfig, number, run_folder
 from cifar_lab.console import Console, Stopped, StopSignals
 from cifar_lab.device import DeviceError, choose
 from cifar_lab.loader import Loader
 from cifar_lab.lockstep import Lockstep
 from cifar_lab.recorder import Busy, FolderError, Recorder, environment
-from cifar_lab.run_files import RunFileError
+from cifar_lab.run_files import RunFileError, read_config, training_command
 from cifar_lab.training_run import TrainingRun
 
 Build = Callable[[RunConfig], nn.Module]
@@ -115,6 +115,8 @@ def groups(settings: flags.Settings, build: Build) -> Iterator[Lockstep]:
                         f"{runs[0].config.model}: {len(runs)} run{'s' * (len(runs) > 1)} of {settings.epochs} epochs, "
                         f"{loader.steps} steps each, seed {seed}, {device.describe()}, {device.precision}"
                     )
+                    names = ", ".join(run.recorder.folder.name for run in runs)
+                    console.say(f"into {runs[0].recorder.folder.parent}: {names}")
                     held.callback(console.close)
                     yield Lockstep(
                         runs, loader, console, stop, epochs=settings.epochs,
@@ -139,7 +141,15 @@ def _is_complete(recorder: Recorder, settings: flags.Settings, console: Console)
 def evaluate_folder(settings: flags.Settings, build: Build, models: tuple[str, ...]) -> None:
     """Test loss and accuracy of a run's newest checkpoint, overall and per class; the confusion matrix as a figure."""
     folder = Path(settings.evaluate)
-    model, state = load_model(folder, build, models)
+    try:
+        described = read_config(folder)
+    except RunFileError as error:
+        raise CheckpointError(f"{error}; --evaluate takes the folder of a run") from None
+    try:
+        model, state = load_model(folder, build, models)
+    except CheckpointError as error:
+        makes_it = "" if (folder / NEWEST).exists() else f"; what makes it: {training_command(folder, described)}"
+        raise CheckpointError(f"{error}{makes_it}") from None
     device = choose(settings)
     data = _load_data(settings)
     config = RunConfig(**state["config"])
@@ -155,7 +165,8 @@ def evaluate_folder(settings: flags.Settings, build: Build, models: tuple[str, .
             pairs = labels * classes + logits.argmax(1)
             confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
     total = int(confusion.sum())
-    print(f"{folder}: after epoch {state['epochs']}, step {state['step']}, {total} test images, {device.precision}")
+    place = f"epoch {state['epochs']}" + (f", step {state['step']} of the next" if state["step"] else "")
+    print(f"{folder}: after {place}, {total} test images, {device.precision}")
     print(f"test loss {loss / total:.4f}, test accuracy {100 * int(confusion.trace()) / total:.2f}%")
     for name, row, right in zip(cifar10.CLASSES, confusion, confusion.diagonal(), strict=True):
         print(f"  {name:<10} {100 * int(right) / max(int(row.sum()), 1):6.2f}%  of {int(row.sum())}")

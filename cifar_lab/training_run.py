@@ -160,7 +160,8 @@ class TrainingRun:
         words = [f"{self.prefix}{duration(self.train_seconds)} of training and {duration(self.test_seconds)} of tests"]
         if final is not None:
             n = final_epochs(self.epochs)
-            words.append(f"final test accuracy {final:.2f}% (mean of the last {n} epochs)")
+            over = f"mean of the last {n} epochs" if n > 1 else "of one epoch"
+            words.append(f"final test accuracy {final:.2f}% ({over})")
         if speed:
             words.append(f"{speed:.0f} images/s, {summary['tflops']:.3g} TFLOP/s")
             words.append(f"{100 * summary['share_of_matmul_rate']:.0f}% of the matrix-product rate")

@@ -194,7 +194,7 @@ def test_a_band_with_a_missing_run_is_listed_and_the_other_one_drawn(tmp_path):
     for name in (*PLAIN_BAND[1:], *BN_BAND):
         write_run(tmp_path, name)
     figures = landscape.landscape_figures(tmp_path, "quick")
-    assert figures.missing == [("landscape band of VGG-A", command_for(PLAIN_BAND[0], "quick"))]
+    assert figures.missing == [("landscape band of VGG-A", command_for(PLAIN_BAND[0], "quick", results=tmp_path))]
     assert_drawn(figures)
 
 
@@ -241,9 +241,8 @@ def test_probe_figures_say_which_optimizer(tmp_path):
 def test_missing_probes_are_listed_with_their_command(tmp_path):
     write_run(tmp_path, "paper_vgg_a", "paper-quick", epochs=1, probes=some_probes([10]))
     figures = landscape.landscape_figures(tmp_path, "paper-quick")
-    assert figures.missing == [
-        ("probes along the gradient of VGG-A + BatchNorm", "python MyVGG.py --bn --preset paper-quick")
-    ]
+    command = f"python MyVGG.py --bn --preset paper-quick --results {tmp_path}"
+    assert figures.missing == [("probes along the gradient of VGG-A + BatchNorm", command)]
 
 
 def command_line(folder, *words):
@@ -261,7 +260,7 @@ def test_command_line_draws_what_it_can_and_names_what_it_cannot_read(tmp_path):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and str(broken / "steps.csv") in done.stderr
     assert (tmp_path / "quick/figures/landscape.png").exists()
-    assert command_for(PLAIN_BAND[0], "quick") in done.stdout
+    assert command_for(PLAIN_BAND[0], "quick", results=tmp_path) in done.stdout
 
 
 @pytest.mark.parametrize("words", [[], ["there is none"], ["a", "b"], ["--what", "."], ["surface"], [""]])

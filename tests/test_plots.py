@@ -248,12 +248,12 @@ def test_missing_figures_are_listed_with_their_command(tmp_path, capsys):
         "figure_02.png",
         "figure_02.svg",
     ]
-    command = command_for("inception_res", "quick")
+    command = command_for("inception_res", "quick", results=tmp_path)
     for title in ("Figure 4: residual Inception, test accuracy", "Inception v1, plain and residual"):
         assert f"  missing: {title}: {command}\n" in output
         assert f"- {title}: `{command}`\n" in report
     assert output.count("  missing: ") >= 11
-    assert "landscape band" in report and command_for("vgg_a_bn_lr0.001", "quick") in report
+    assert "landscape band" in report and command_for("vgg_a_bn_lr0.001", "quick", results=tmp_path) in report
 
 
 def test_missing_runs_are_asked_for_at_the_seeds_that_are_there(tmp_path, capsys):
@@ -261,7 +261,7 @@ def test_missing_runs_are_asked_for_at_the_seeds_that_are_there(tmp_path, capsys
         write_run(tmp_path, "inception", seed=seed)
     plot_results.main([str(tmp_path)])
     assert (
-        f"missing: Figure 10: VGG-A, test accuracy: {command_for('vgg_a_lr0.001', 'quick', (0, 1, 2))}"
+        f"missing: Figure 10: VGG-A, test accuracy: {command_for('vgg_a_lr0.001', 'quick', (0, 1, 2), tmp_path)}"
         in capsys.readouterr().out
     )
 
@@ -271,7 +271,10 @@ def test_before_its_first_epoch_a_run_has_no_figure(tmp_path, capsys):
     write_run(tmp_path, "inception_res", diverged_at_step=3)
     assert plot_results.main([str(tmp_path)]) == 0
     output = capsys.readouterr().out
-    assert f"missing: Figure 1: Inception v1, test accuracy: {command_for('inception', 'quick')}" in output
+    assert (
+        f"missing: Figure 1: Inception v1, test accuracy: {command_for('inception', 'quick', results=tmp_path)}"
+        in output
+    )
     assert (
         "missing: Figure 4: residual Inception, test accuracy: nothing to draw: diverged in the first epoch" in output
     )

@@ -27,7 +27,7 @@ def ran(monkeypatch):
 
 def test_everything_is_trained_then_drawn(ran, tmp_path, capsys):
     assert reproduce.main(["quick", "--seed", "0", "1", "--results", str(tmp_path)]) == 0
-    assert ran[:-2] == [f"{e.command('quick', (0, 1))} --results {tmp_path}" for e in EXPERIMENTS]
+    assert ran[:-2] == [e.command("quick", (0, 1), tmp_path) for e in EXPERIMENTS]
     assert ran[-2].startswith("python landscape.py surface ") and ran[-2].endswith("--points 11 --images 512")
     assert ran[-1] == f"python plot_results.py {tmp_path} --preset quick"
     assert "all commands done" in capsys.readouterr().out

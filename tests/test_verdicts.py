@@ -119,10 +119,10 @@ def test_not_run_names_the_command(tmp_path):
         write_run(tmp_path, "inception", seed=seed)
     verdict = judged(tmp_path, "residual")
     assert verdict.outcome == "not run"
-    assert verdict.commands == (command_for("inception_res", "quick", (1, 2)),)
+    assert verdict.commands == (command_for("inception_res", "quick", (1, 2), tmp_path),)
     assert judged(tmp_path, "bn-band").commands == (
-        command_for(BN_BAND[0], "quick", (1, 2)),
-        command_for(PLAIN_BAND[0], "quick", (1, 2)),
+        command_for(BN_BAND[0], "quick", (1, 2), tmp_path),
+        command_for(PLAIN_BAND[0], "quick", (1, 2), tmp_path),
     )
 
 
@@ -132,7 +132,7 @@ def test_a_run_in_progress_decides_nothing(tmp_path):
     verdict = judged(tmp_path, "residual")
     assert verdict.outcome == "not run"
     assert verdict.notes == ("in progress: inception_res, seed 0, 2 of 5 epochs",)
-    assert verdict.commands == (command_for("inception_res", "quick"),)
+    assert verdict.commands == (command_for("inception_res", "quick", results=tmp_path),)
 
 
 def test_a_seed_without_its_pair_is_left_out(tmp_path):
@@ -415,7 +415,8 @@ def test_the_csv_has_a_row_a_measure(quick):
     assert float(row["low"]) < float(row["mean"]) < float(row["high"])
     assert row["seeds"] == "0 1" and row["decides"] == "yes"
     missing = next(row for row in rows if row["claim"] == "level")
-    assert missing["notes"] == f"run: {command_for('inception', 'quick', (0, 1))}" and missing["mean"] == ""
+    assert missing["notes"].startswith(f"run: {command_for('inception', 'quick', (0, 1))} --results ")
+    assert missing["mean"] == ""
 
 
 def test_markdown_and_text_have_a_row_a_claim(quick):
