@@ -14,7 +14,7 @@ from made_up import write_csv, write_json, write_run
 
 from cifar_lab.config import RunConfig
 from cifar_lab.experiments import config_of
-from cifar_lab.run_files import EPOCH_COLUMNS, PROBE_COLUMNS, RunFileError, read_config
+from cifar_lab.run_files import EPOCH_COLUMNS, PROBE_COLUMNS, RunFileError, read_config, training_command
 from cifar_lab.runs import Run, final_accuracy, find_run_folders, read_run, read_runs, report_runs
 
 PROBES = [(step, eta, 2.0, 1.0, 0.5, 0.9, 0.5 / eta) for step in (10, 20, 30) for eta in (0.05, 0.1)]
@@ -79,6 +79,13 @@ def test_a_diverged_run(tmp_path: Path):
 def test_a_run_that_diverged_in_its_first_epoch(tmp_path: Path):
     run = read_run(write_run(tmp_path, "inception", diverged_at_step=1))
     assert (run.diverged_at_step, run.epochs_done, len(run.losses)) == (1, 0, 0)
+
+
+def test_the_command_that_trains_a_run_anew(tmp_path: Path):
+    config = {"command": "python MyVGG.py --lrs 1e-3 --results '/dev/shm/a b' --fresh --data-dir d"}
+    for root, where in (("results", ""), ("mine", f"--results {tmp_path / 'mine'} ")):
+        folder = write_run(tmp_path / root, "vgg_a_lr0.001")
+        assert training_command(folder, config) == f"python MyVGG.py --lrs 1e-3 {where}--fresh"
 
 
 @pytest.mark.parametrize("half", ["251", "251,", "251,0.5", "251,garbage", "\xff"])

@@ -143,6 +143,11 @@ def test_vgg_learns_and_can_be_evaluated(tmp_path, synthetic_data):
     wrong = script(tmp_path, synthetic_data, f"MyFramework.py --evaluate {folder} --test-size 200", status=2)
     assert "vgg_a_bn" in wrong.stderr
     assert wrong.stderr.count("\n") == 1
+    for checkpoint in folder.glob("checkpoint*.pt"):
+        checkpoint.unlink()
+    without = script(tmp_path, synthetic_data, f"MyVGG.py --evaluate {folder} --test-size 200", status=2)
+    assert "there is no checkpoint; what makes it: python MyVGG.py" in without.stderr
+    assert without.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
