@@ -71,7 +71,7 @@ def draw_band(axes: Axes, bands: Mapping[str, Band]) -> None:
             axes.plot(step, curve, linewidth=width, alpha=alpha, **style)
     for model, area in bands.items() if dense else ():
         half = area.window // 2
-        whole = slice(half, np.count_nonzero(area.present) - half)  # not where the window repeats an end
+        whole = slice(half, max(half, np.count_nonzero(area.present) - half))  # not where the window repeats an end
         step = np.arange(1, len(area.upper) + 1)[whole]
         for median in (area.lower_median[whole], area.upper_median[whole]):
             axes.plot(step, median, color="white", linewidth=2.6, rasterized=True)

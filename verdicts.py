@@ -530,9 +530,7 @@ def to_text(verdicts: Sequence[Verdict]) -> str:
     lines = []
     for verdict in verdicts:
         said = [str(e) for e in verdict.estimates if e.measure.side] or list(verdict.commands)
-        said += [
-            note for note in verdict.notes if "instead of" in note
-        ]  # what else there is to note stands in report.md
+        said += [note for note in verdict.notes if "instead of" in note]  # the others stand in report.md
         lines.append(f"  {verdict.claim.id:<15} {verdict.outcome:<34} {'; '.join(said)}".rstrip())
     return "\n".join(lines)
 
