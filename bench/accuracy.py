@@ -19,10 +19,9 @@ import torch
 from bench import classic, ours, output
 from cifar_lab.augment import normalize, to_unit
 from cifar_lab.config import PRESETS
-from cifar_lab.data import Cifar10, DataError
-from cifar_lab.device import DeviceError
+from cifar_lab.data import Cifar10
 from cifar_lab.runs import final_accuracy, find_run_folders, read_run
-from cifar_lab.settings import LARGEST_SEED, Settings, choice, fail, integer
+from cifar_lab.settings import LARGEST_SEED, Settings, choice, integer
 from verdicts import t_quantile
 
 PRESET = "quick"
@@ -113,11 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--models", nargs="+", type=choice(*ours.MODELS), default=list(ours.MODELS), help=" ".join(ours.MODELS))
     add("--seeds", nargs="+", type=integer(0, LARGEST_SEED), default=[0, 1, 2, 3, 4], help="(0 1 2 3 4)")
     args = parser.parse_args(argv)
-    try:
-        data = ours.load(args.data_dir, args.made_up_data)
-        device = ours.choose_device(args.device)
-    except (DataError, DeviceError) as error:
-        fail(f"accuracy: {error}")
+    data, device = ours.data_and_device(args, "accuracy")
     about = output.described(device, data.name) | {"seeds": " ".join(map(str, args.seeds))}
     finals = {model: {"classic": [], "ours": []} for model in args.models}
     for seed in args.seeds:

@@ -15,12 +15,12 @@ from cifar_lab import data as cifar10
 from cifar_lab import script
 from cifar_lab.config import PAPER_PRESETS, PRESETS, number, run_folder
 from cifar_lab.console import Console, StopSignals
-from cifar_lab.device import Device, choose
+from cifar_lab.device import Device, DeviceError, choose
 from cifar_lab.experiments import LEARNING_RATES
 from cifar_lab.loader import Loader
 from cifar_lab.lockstep import Lockstep
 from cifar_lab.recorder import Recorder, environment
-from cifar_lab.settings import OPTIMIZERS, Settings
+from cifar_lab.settings import OPTIMIZERS, Settings, fail
 from cifar_lab.training_run import TrainingRun
 
 MODELS = ("vgg_a", "vgg_a_bn", "inception", "inception_res")
@@ -143,7 +143,15 @@ def batch_seconds(loader: Loader, use_graph: bool) -> float:
     return seconds / steps
 
 
-# --- Data ------------------------------------------------------------------------------------------------------------
+# --- Data and device -------------------------------------------------------------------------------------------------
+
+
+def data_and_device(args, program: str) -> tuple[cifar10.Cifar10, Device]:
+    """What a program's flags ask for; where it is not to be had, one line and exit status 2."""
+    try:
+        return load(args.data_dir, args.made_up_data), choose_device(args.device)
+    except (cifar10.DataError, DeviceError) as error:
+        fail(f"{program}: {error}")
 
 
 def load(data_dir: str | None, made_up: bool, download: bool = True) -> cifar10.Cifar10:

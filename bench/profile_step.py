@@ -15,9 +15,7 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile
 
 from bench import ours, output
-from cifar_lab.data import DataError
-from cifar_lab.device import DeviceError
-from cifar_lab.settings import choice, fail, integer, real
+from cifar_lab.settings import choice, integer, real
 
 
 def shares(model: str, args, data) -> list[tuple[str, float, float]]:
@@ -49,11 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--steps", type=integer(1, 1000), default=10, help="steps that are profiled (10)")
     add("--rows", type=integer(1, 1000), default=8, help="operators shown (8)")
     args = parser.parse_args(argv)
-    try:
-        data = ours.load(args.data_dir, args.made_up_data)
-        device = ours.choose_device(args.device)
-    except (DataError, DeviceError) as error:
-        fail(f"profile_step: {error}")
+    data, device = ours.data_and_device(args, "profile_step")
     print(output.header(output.described(device, data.name)))
     for model in args.models:
         rows = [[f"`{key}`", f"{100 * share:.1f}", f"{calls:g}"] for key, share, calls in shares(model, args, data)]

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import socket
 import subprocess
 import sys
@@ -174,7 +175,7 @@ class Recorder:
             "preset": self.preset,
             "settings": asdict(self.config),
             "epochs": epochs,
-            "command": " ".join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+            "command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
             "environment": described,
         }
         if earlier:

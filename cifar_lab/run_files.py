@@ -62,14 +62,21 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def training_command(folder: str | Path, config: dict[str, Any]) -> str:
     """The command that trains a run anew into the folder where it lies, from its config.json."""
-    words = shlex.split(str(config.get("command", "")))
-    for flag in ("--results", "--data-dir"):
-        while flag in words:
-            at = words.index(flag)
-            del words[at : at + 2]
+    try:
+        words = shlex.split(str(config.get("command", "")))
+    except ValueError:  # a quote that does not end
+        words = []
+    if not words:
+        return "training the run again with --fresh"
+    kept, skip = [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if not skip and name not in ("--results", "--data-dir", "--fresh"):
+            kept.append(word)
+        skip = not skip and name in ("--results", "--data-dir") and not equals  # its value follows
     results = Path(folder).absolute().parents[2]
-    where = [] if results.name == "results" else ["--results", str(results)]
-    return shlex.join([*(word for word in words if word != "--fresh"), *where, "--fresh"])
+    where = [] if results == Path("results").absolute() else ["--results", str(results)]
+    return shlex.join([*kept, *where, "--fresh"])
 
 
 def _settings(path: Path, given: dict[str, Any]) -> dict[str, Any]:

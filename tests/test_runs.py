@@ -81,11 +81,18 @@ def test_a_run_that_diverged_in_its_first_epoch(tmp_path: Path):
     assert (run.diverged_at_step, run.epochs_done, len(run.losses)) == (1, 0, 0)
 
 
-def test_the_command_that_trains_a_run_anew(tmp_path: Path):
+def test_the_command_that_trains_a_run_anew(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     config = {"command": "python MyVGG.py --lrs 1e-3 --results '/dev/shm/a b' --fresh --data-dir d"}
     for root, where in (("results", ""), ("mine", f"--results {tmp_path / 'mine'} ")):
         folder = write_run(tmp_path / root, "vgg_a_lr0.001")
         assert training_command(folder, config) == f"python MyVGG.py --lrs 1e-3 {where}--fresh"
+    with_equals = {"command": "python MyVGG.py --results=there --lrs 1e-3"}
+    assert training_command(folder, with_equals) == f"python MyVGG.py --lrs 1e-3 {where}--fresh"
+    monkeypatch.chdir("/")  # a folder called results that is not the default one here
+    assert training_command(folder, config).count("--results") == 1
+    for text in ("", "python 'MyVGG.py"):
+        assert training_command(folder, {"command": text}) == "training the run again with --fresh"
 
 
 @pytest.mark.parametrize("half", ["251", "251,", "251,0.5", "251,garbage", "\xff"])
