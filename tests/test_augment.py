@@ -1,10 +1,13 @@
-"""Each operation against torchvision's at the same parameters, and the distributions they are drawn from."""
+"""Each operation against torchvision's and by hand, and the distributions that its parameters are drawn from."""
+
+import colorsys
+from math import cos, log, radians, sin
 
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
-from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop
+from torchvision.transforms import InterpolationMode
 
 from cifar_lab import augment as A
 from cifar_lab.plan import SIZE, epoch_plan
@@ -82,8 +85,6 @@ def test_color_agrees_with_torchvision(images, plan, operation, reference, colum
 
 def test_composition_agrees_with_torchvision_in_the_same_order(images, plan):
     pixels = (images * 255).byte().permute(0, 2, 3, 1).contiguous()
-    got = A.augment(pixels, torch.from_numpy(plan.table()))
-    assert got.shape == (BATCH, 3, SIZE, SIZE)
 
     def reference(x, i):
         x = TF.resized_crop(x, *map(int, plan.crop[i]), [SIZE, SIZE], antialias=True)
@@ -110,35 +111,176 @@ def test_without_augmentation_the_batch_is_only_normalized(images):
     assert (got - A.normalize(A.to_unit(pixels))).abs().max() <= 1e-5
 
 
-def test_crops_are_distributed_as_torchvision_draws_them():
-    n = 20_000
-    ours = epoch_plan(seed=1, epoch=1, images=n).crop
-    torch.manual_seed(0)
-    image = torch.zeros(3, SIZE, SIZE)
-    theirs = np.array([RandomResizedCrop.get_params(image, [0.8, 1.0], [3 / 4, 4 / 3]) for _ in range(4_000)])
-    for column in range(4):
-        for moment in (np.mean, np.std):
-            assert moment(ours[:, column]) == pytest.approx(moment(theirs[:, column]), abs=0.12), (column, moment)
-    assert (ours[:, :2] + ours[:, 2:]).max() <= SIZE
-    assert ours[:, :2].min() >= 0
+# --- By hand ----------------------------------------------------------------------------------------------------------
 
 
-def test_other_parameters_are_uniform_in_the_ranges_of_the_report():
-    n = 20_000
-    plan = epoch_plan(seed=1, epoch=1, images=n)
-    jitter = ColorJitter(0.2, 0.2, 0.2, 0.1)
-    ranges = [jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue]
-    for values, (low, high) in zip([*plan.color.T, plan.angle], [*ranges, (-10, 10)], strict=True):
-        assert np.histogram(values, 10, (low, high))[0].min() > 0.08 * n
-        assert low <= values.min() and values.max() <= high
-    assert plan.flip.mean() == pytest.approx(0.5, abs=0.02)
+def test_positive_angles_turn_counter_clockwise(images):
+    for angle, turns in ((90.0, 1), (-90.0, -1), (180.0, 2)):
+        got, covered = A.resample(images, whole(), torch.zeros(BATCH), torch.full((BATCH,), angle))
+        assert (got - torch.rot90(images, turns, (2, 3))).abs().max() <= TOLERANCE  # 4e-6 seen
+        assert (covered - 1).abs().max() <= TOLERANCE
 
 
-def test_a_plan_is_a_function_of_seed_and_epoch():
-    one, same = epoch_plan(5, 2, 100), epoch_plan(5, 2, 100)
-    assert (one.order == same.order).all() and (one.table() == same.table()).all()
-    for other in (epoch_plan(5, 3, 100), epoch_plan(6, 2, 100)):
-        assert (one.order != other.order).any() and (one.table() != other.table()).any()
-    assert sorted(one.order) == list(range(100))
-    # The order does not depend on whether images are augmented.
-    assert (epoch_plan(5, 2, 100, augment=False).order == one.order).all()
+def place_by_hand(i: int, j: int, crop, flip: int, angle: float) -> tuple[float, float]:
+    """Column and row of the image that an output pixel (row i, column j) shows, beyond the crop's edge continued."""
+    top, left, height, width = crop
+    right, up = j - 15.5, 15.5 - i  # from the centre
+    a = radians(angle)  # turning the output back, clockwise, gives the place before the rotation
+    right, up = cos(a) * right + sin(a) * up, cos(a) * up - sin(a) * right
+    right = -right if flip else right
+    column, row = left + (16 + right) * width / 32 - 0.5, top + (16 - up) * height / 32 - 0.5
+    return min(max(column, left), left + width - 1), min(max(row, top), top + height - 1)
+
+
+@pytest.mark.parametrize(
+    "crop, flip, angle",
+    [
+        ((0, 0, 32, 32), 0, 10.0), ((0, 0, 32, 32), 1, 10.0), ((0, 0, 32, 32), 0, -10.0), ((5, 0, 27, 29), 0, 0.0),
+        ((0, 5, 29, 27), 0, 0.0), ((0, 5, 29, 27), 1, 0.0), ((2, 1, 26, 30), 1, -7.5), ((3, 6, 28, 25), 0, 4.0),
+    ],
+)  # fmt: skip
+def test_crop_then_flip_then_rotation_by_hand(crop, flip, angle):
+    """On an image whose red says the column and whose green says the row of each pixel."""
+    ramp = torch.arange(32.0) / 31
+    image = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32), torch.zeros(32, 32)])[None]
+    got, _ = A.resample(image, torch.tensor([crop]).float(), torch.tensor([float(flip)]), torch.tensor([angle]))
+    places = [[place_by_hand(i, j, crop, flip, angle) for j in range(32)] for i in range(32)]
+    expected = torch.tensor(places, dtype=torch.float64).permute(2, 0, 1) / 31
+    assert (got[0, :2] - expected).abs().max() <= 1e-6  # 2e-7 seen
+    assert (got[0, 2] == 0).all()
+
+
+def colors_by_hand(colors: list, shares: list, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0) -> np.ndarray:
+    """What becomes of the colors of an image of a few areas, in the order of the arguments. shares: of the area."""
+
+    def clipped(x):
+        return np.clip(x, 0, 1)
+
+    luma = np.array([0.2989, 0.587, 0.114])
+    colors = clipped(brightness * np.array(colors))
+    mean = sum(share * color @ luma for share, color in zip(shares, colors, strict=True))
+    colors = clipped(contrast * colors + (1 - contrast) * mean)
+    colors = np.array([clipped(saturation * color + (1 - saturation) * (color @ luma)) for color in colors])
+    turned = []
+    for color in colors:
+        h, s, v = colorsys.rgb_to_hsv(*color)
+        turned.append(colorsys.hsv_to_rgb((h + hue) % 1, s, v))
+    return np.array(turned)
+
+
+AREAS = {(230, 90, 20): 6, (15, 60, 210): 17, (128, 128, 128): 9}  # columns of each color, 32 in all
+# An image of them as bytes, (32, 32, 3).
+STRIPES = torch.tensor([[color for color, columns in AREAS.items() for _ in range(columns)]] * 32, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [(name, value) for name in ("brightness", "contrast", "saturation") for value in (0.0, 0.8, 1.0, 1.2)]
+    + [("hue", value) for value in (-0.5, -0.1, 0.0, 0.1, 1 / 3)],
+)
+def test_a_color_operation_by_hand(name, value):
+    got = getattr(A, name)(A.to_unit(STRIPES[None]), torch.tensor([value]))[0]
+    colors = colors_by_hand([np.array(c) / 255 for c in AREAS], [n / 32 for n in AREAS.values()], **{name: value})
+    expected = torch.tensor(colors.repeat(list(AREAS.values()), axis=0)).T[:, None]
+    assert (got - expected).abs().max() <= 1e-6  # 3e-7 seen
+
+
+@pytest.mark.parametrize(
+    "color",
+    [(1.2, 1.2, 1.2, 0.1), (0.8, 0.8, 0.8, -0.1), (1.2, 0.8, 1.2, -0.1), (0.8, 1.2, 0.8, 0.1), (1.2, 0.9, 0.8, 0.05)],
+)
+def test_all_colors_in_their_order_by_hand(color):
+    """The extremes, with values that are clipped on the way: another order would give other colors."""
+    got = A.augment(STRIPES[None], torch.tensor([[0, 0, 32, 32, 0, 0, *color]]))[0]
+    colors = colors_by_hand([np.array(c) / 255 for c in AREAS], [n / 32 for n in AREAS.values()], *color)
+    expected = torch.tensor(2 * colors.repeat(list(AREAS.values()), axis=0) - 1).T[:, None]
+    assert (got - expected).abs().max() <= TOLERANCE  # 2.5e-6 seen
+
+
+def test_the_columns_of_a_plans_table(images, plan):
+    """Crop, flip, angle, colors: what `augment` does with a table is what its parts do with the fields."""
+    assert plan.table().dtype == np.float32 and plan.table().shape == (BATCH, 10)
+    got = A.augment((images * 255).byte().permute(0, 2, 3, 1), torch.from_numpy(plan.table()))
+    x, covered = A.resample((images * 255).byte() / 255, *map(torch.from_numpy, (plan.crop, plan.flip, plan.angle)))
+    for operation, parameter in zip((A.brightness, A.contrast, A.saturation, A.hue), plan.color.T, strict=True):
+        x = operation(x, torch.tensor(parameter))
+    assert (got - (2 * x * covered - 1)).abs().max() <= 1e-6
+
+
+def test_corners_that_a_rotation_uncovers_are_black_and_the_inside_is_not():
+    white = torch.full((1, 32, 32, 3), 255, dtype=torch.uint8)
+    got = A.augment(white, torch.tensor([[0.0, 0, 32, 32, 0, 10, 1, 1, 1, 0]]))[0]
+    for i, j in ((0, 0), (0, 31), (31, 0), (31, 31)):
+        assert (got[:, i, j] == -1).all()
+    assert (got[:, 6:26, 6:26] - 1).abs().max() <= TOLERANCE
+
+
+# --- What is drawn ----------------------------------------------------------------------------------------------------
+
+N = 200_000
+
+
+@pytest.fixture(scope="module")
+def many():
+    return epoch_plan(seed=1, epoch=1, images=N)
+
+
+def test_colors_and_angles_are_uniform_in_the_ranges_of_the_report(many):
+    ranges = [(0.8, 1.2), (0.8, 1.2), (0.8, 1.2), (-0.1, 0.1), (-10, 10)]
+    for values, (low, high) in zip([*many.color.T, many.angle], ranges, strict=True):
+        # The outermost of N values lie within 1e-4 of the range from its ends but for a chance of e^-20.
+        assert low - 1e-7 <= values.min() <= low + 1e-4 * (high - low)
+        assert high - 1e-4 * (high - low) <= values.max() <= high + 1e-7
+        # Ten bins of 20,000 each, whose standard deviation is 134.
+        assert np.abs(np.histogram(values, 10, (low, high))[0] - N / 10).max() < 4.5 * 134
+
+
+def test_half_of_the_images_are_flipped(many):
+    assert set(many.flip) == {0, 1}
+    assert many.flip.mean() == pytest.approx(0.5, abs=4.5 * 0.5 / N**0.5)
+
+
+def assert_drawn_with(counts: np.ndarray, expected: np.ndarray) -> None:
+    """A chi-squared test at five standard deviations; cells in which fewer than 5 are expected count as one."""
+    rare = expected < 5
+    counts, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
+    kept = expected > 0
+    assert counts[~kept].sum() == 0
+    chi = ((counts - expected)[kept] ** 2 / expected[kept]).sum()
+    assert chi < kept.sum() + 5 * (2 * kept.sum()) ** 0.5
+
+
+def test_crops_have_the_sizes_of_torchvisions(many):
+    """Area uniform from 80% to 100%, log aspect ratio uniform from 3/4 to 4/3, ten tries, then the whole image."""
+    cells = (np.arange(1_500) + 0.5) / 1_500
+    area, ratio = 1024 * (0.8 + 0.2 * cells), np.exp(log(3 / 4) + log(16 / 9) * cells[:, None])
+    height, width = np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))
+    fits = (height <= 32) & (width <= 32)
+    share = np.zeros((33, 33))
+    np.add.at(share, (height[fits].astype(int), width[fits].astype(int)), 1 / fits.sum())
+    missed = (1 - fits.mean()) ** 10
+    share *= 1 - missed
+    share[32, 32] += missed
+    counts = np.zeros((33, 33))
+    np.add.at(counts, tuple(many.crop[:, 2:].astype(int).T), 1)
+    assert_drawn_with(counts.ravel(), N * share.ravel())
+
+
+@pytest.mark.parametrize("start, length", [(0, 2), (1, 3)])
+def test_crops_lie_anywhere_where_they_fit(many, start, length):
+    starts, lengths = many.crop[:, start].astype(int), many.crop[:, length].astype(int)
+    for size in range(25, 33):
+        places = np.bincount(starts[lengths == size], minlength=33)
+        expected = np.where(np.arange(33) <= 32 - size, places.sum() / (33 - size), 0)
+        assert_drawn_with(places, expected)
+
+
+def test_the_two_sides_of_a_crop_are_placed_independently(many):
+    square = many.crop[(many.crop[:, 2:] == 29).all(axis=1)].astype(int)
+    assert len(square) > 1_000
+    assert_drawn_with(np.bincount(4 * square[:, 0] + square[:, 1], minlength=16), np.full(16, len(square) / 16))
+
+
+def test_without_augmentation_the_parameters_change_nothing():
+    plan = epoch_plan(seed=1, epoch=1, images=3, augment=False)
+    assert plan.table().tolist() == [[0, 0, 32, 32, 0, 0, 1, 1, 1, 0]] * 3

@@ -4,7 +4,6 @@ import pytest
 from made_up import write_run
 
 from cifar_lab import reproduce
-from cifar_lab.experiments import EXPERIMENTS
 
 
 class Ran(list):
@@ -26,9 +25,12 @@ def ran(monkeypatch):
 
 
 def test_everything_is_trained_then_drawn(ran, tmp_path, capsys):
-    assert reproduce.main(["quick", "--seed", "0", "1", "--results", str(tmp_path)]) == 0
-    assert ran[:-2] == [e.command("quick", (0, 1), tmp_path) for e in EXPERIMENTS]
-    assert ran[-2].startswith("python landscape.py surface ") and ran[-2].endswith("--points 11 --images 512")
+    words = ["quick", "--seed", "0", "1", "--results", str(tmp_path)]
+    assert reproduce.main([*words, "--list"]) == 0 and ran == []
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 10  # test_settings.py has them in full
+    assert reproduce.main(words) == 0
+    assert ran[:-1] == listed
     assert ran[-1] == f"python plot_results.py {tmp_path} --preset quick"
     assert "all commands done" in capsys.readouterr().out
 
