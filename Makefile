@@ -7,7 +7,7 @@ SECONDS_LIMIT := $(if $(SECONDS),--seconds $(SECONDS))
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quick laptop report paper paper-quick data test lint bench gpu-check soak
+.PHONY: quick laptop report paper paper-quick data test lint bench gpu-check soak mutate
 
 quick laptop report paper paper-quick: data
 	$(RUN) -m cifar_lab.reproduce $@ --seed $(SEEDS) $(SECONDS_LIMIT)
@@ -31,6 +31,9 @@ gpu-check: $(VENV)/.develop data
 soak: $(VENV)/.develop
 	$(RUN) -m tests.soak
 
+mutate: $(VENV)/.mutate data
+	$(RUN) -m tests.mutate --write
+
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q -r requirements.txt
@@ -38,4 +41,8 @@ $(VENV)/.run: requirements.txt
 
 $(VENV)/.develop: requirements-dev.txt $(VENV)/.run
 	$(RUN) -m pip install -q -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.mutate: requirements-mutate.txt $(VENV)/.develop
+	$(RUN) -m pip install -q -r requirements-mutate.txt
 	touch $@
