@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,6 +29,9 @@ def write_run(
     complete: bool = True,
     device: str = "cpu: made up (2 threads)",
     commit: str | None = "abc1234",
+    columns: Mapping[str, Sequence[float]] | None = None,  # of epochs.csv, in place of what follows from the above
+    summary: Mapping[str, object] | None = None,  # likewise of summary.json
+    environment: Mapping[str, object] | None = None,  # likewise of config.json
 ) -> Path:
     """Writes the folder of a run that never was and returns it.
 
@@ -52,7 +55,7 @@ def write_run(
         losses = 0.3 + 2 * np.exp(-np.arange(steps) / (epochs * steps_per_epoch) * 5) + rng.uniform(0, 0.2, steps)
     environment = {
         "commit": commit, "device": device, "precision": "fp32", "torch": "2.14.1", "python": "3.11.7",
-        "platform": "Linux", "data_sha256": {"train_images": "0" * 64},
+        "platform": "Linux", "data_sha256": {"train_images": "0" * 64}, **(environment or {}),
     }  # fmt: skip
     write_json(folder / "config.json", {
         "schema": 1, "preset": preset, "settings": asdict(config), "epochs": epochs,
@@ -60,6 +63,9 @@ def write_run(
     })  # fmt: skip
     accuracy, loss = [float(x) for x in test_accuracy[:done]], [float(x) for x in train_loss[:done]]
     rows = [(e + 1, config.lr, loss[e], accuracy[e] / 2, loss[e] + 0.1, accuracy[e], 1.5, 3000.5) for e in range(done)]
+    for name, values in (columns or {}).items():
+        place = EPOCH_COLUMNS.index(name)
+        rows = [(*row[:place], value, *row[place + 1 :]) for row, value in zip(rows, values, strict=True)]
     write_csv(folder / "epochs.csv", EPOCH_COLUMNS, rows)
     write_csv(folder / "steps.csv", ("step", "loss"), [(i + 1, float(x)) for i, x in enumerate(losses)])
     if probes is not None:
@@ -70,7 +76,7 @@ def write_run(
             "last_accuracy": accuracy[-1] if done else None,
             "best_accuracy_selected_on_test": max(accuracy) if done else None, "diverged_at_step": diverged_at_step,
             "train_seconds": 1.5 * done, "parameters": 123_456, "flops_per_training_image": 1.2e9, "tflops": 0.0123,
-            "matmul_tflops": None, "share_of_matmul_rate": None, "images_per_second": 3000.5,
+            "matmul_tflops": None, "share_of_matmul_rate": None, "images_per_second": 3000.5, **(summary or {}),
         })  # fmt: skip
     return folder
 
