@@ -92,7 +92,10 @@ def _fluctuation_difference(a: str, b: str) -> Callable[[Runs], Sequence[float]]
 
 
 def _overfitting(runs: Runs) -> Sequence[float]:
-    """Between two means over as many epochs as "final" has: around the first quarter's end, and at the end."""
+    """Between two means over as many epochs as "final" has: around the first quarter's end, and at the end.
+
+    Of a run of fewer than eight epochs the first mean is over epochs 1 and 2: the third lies before the run.
+    """
     run = runs["inception_res"]
     if not run.epochs_done:
         return math.nan, math.nan
