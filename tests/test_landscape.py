@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import naive
 import numpy as np
 import pytest
 from made_up import write_run
@@ -21,7 +22,19 @@ PLAIN_COMMAND = "python MyVGG.py --lrs 1e-3 1e-4 5e-4 5e-5 --preset quick --resu
 
 @pytest.mark.parametrize(
     ("run_steps", "window"),
-    [(100_000, 501), (2505, 501), (2504, 499), (250, 49), (255, 51), (15, 3), (5, 1), (1, 1), (0, 1)],
+    [
+        (100_000, 501),
+        (2505, 501),
+        (2504, 499),
+        (250, 49),
+        (255, 51),
+        (29, 5),
+        (24, 3),
+        (15, 3),
+        (14, 1),
+        (1, 1),
+        (0, 1),
+    ],
 )
 def test_window_is_501_or_a_fifth_of_the_run(run_steps, window):
     assert default_window(run_steps) == window
@@ -30,9 +43,7 @@ def test_window_is_501_or_a_fifth_of_the_run(run_steps, window):
 @pytest.mark.parametrize(("length", "window"), [(1, 1), (1, 7), (3, 7), (50, 1), (50, 9), (50, 51), (700, 501)])
 def test_running_median_equals_the_slow_one(length, window):
     x = np.random.default_rng(length).normal(size=length).round(1)  # rounded: ties
-    padded = np.concatenate([[x[0]] * (window // 2), x, [x[-1]] * (window // 2)])
-    slow = [np.median(padded[i : i + window]) for i in range(length)]
-    np.testing.assert_array_equal(running_median(x, window), slow)
+    np.testing.assert_array_equal(running_median(x, window), naive.running_median(x, window))
 
 
 def test_running_median_of_nothing_and_of_an_even_window():
@@ -121,6 +132,74 @@ def test_compare_bands():
     }  # fmt: skip
     nothing = compare_bands(band([[1.0]], 1), plain)
     assert nothing["steps"] == 0 and np.isnan(nothing["width_ratio"])
+
+
+def test_equal_widths_are_not_narrower():
+    plain = band([[1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.5, 2.0]], steps=4)
+    assert compare_bands(band([[1.0, 1.0, 1.0, 1.0], [2.0, 1.5, 2.0, 2.5]], steps=4), plain)["narrower_share"] == 0.5
+
+
+def test_a_spike_is_above_its_limit():
+    """A step at the limit itself is none: 2 x 0.25 and 0.25 + 0.5."""
+    losses = np.full(400, 0.25)
+    losses[[50, 60, 70]] = 0.5, 0.5001, 0.75
+    assert spikes(band([losses], 400)) == 5  # two of 400 steps
+    losses[80] = 0.7501
+    assert spikes(band([losses], 400), "absolute") == 2.5
+
+
+# --- Against the slow measures ----------------------------------------------------------------------------------------
+
+RULES = (
+    ("relative", 2.0), ("absolute", 0.5), ("relative", 1.0), ("relative", 4.0), ("absolute", 0.25), ("absolute", 1.0),
+)  # fmt: skip
+
+
+def falling_losses(lengths, rng):
+    """Losses that fall from about 2.3 to 0.4 with noise and spikes; every other one is twice not finite."""
+    curves = []
+    for i, length in enumerate(lengths):
+        losses = (0.4 + 1.9 * np.exp(-np.arange(length) / (40 + 20 * i))) * rng.uniform(0.8, 1.2, length)
+        losses[rng.choice(length, 9, replace=False)] *= rng.uniform(1.5, 5, 9)
+        if i % 2:
+            losses[[length - 20, length - 5]] = rng.choice([np.nan, np.inf, -np.inf], 2)
+        curves.append(losses)
+    return curves
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_scalars_equal_the_slow_ones(seed):
+    """Unequal lengths, runs that end or diverge, bands of other lengths. Equal but for the order of sums: 1e-12."""
+    rng = np.random.default_rng(seed)
+    steps = {"bn": 211, "plain": 187}
+    run_steps = {"bn": None, "plain": 307}
+    curves = {
+        "bn": falling_losses(rng.permutation([250, 211, 163, 98]), rng),
+        "plain": falling_losses(rng.permutation([187, 151, 300]), rng),
+    }
+    fast = {name: band(curves[name], steps[name], run_steps[name]) for name in curves}
+    slow = {name: naive.band(curves[name], steps[name]) for name in curves}
+    windows = {"bn": naive.window(422), "plain": naive.window(307)}  # unless it is said, a run has twice the steps
+    for name, at_each_step in slow.items():
+        there = [losses for losses in at_each_step if losses]
+        gone = [np.nan] * (steps[name] - len(there))
+        np.testing.assert_array_equal(fast[name].upper, [max(losses) for losses in there] + gone)
+        np.testing.assert_array_equal(fast[name].lower, [min(losses) for losses in there] + gone)
+        np.testing.assert_array_equal(fast[name].present, [len(losses) for losses in at_each_step])
+        assert fast[name].window == windows[name]
+        for curve, median in ((max, fast[name].upper_median), (min, fast[name].lower_median)):
+            slow_median = naive.running_median([curve(losses) for losses in there], windows[name])
+            np.testing.assert_array_equal(median, [*slow_median, *gone])
+        got = [spikes(fast[name], kind, threshold) for kind, threshold in RULES]
+        assert got == pytest.approx(naive.spikes(at_each_step, windows[name], *RULES), rel=1e-12)
+        assert [spikes(fast[name]), spikes(fast[name], "absolute")] == got[:2]
+        for level in (0.6, 1.0, 1.6):
+            assert settled_step(fast[name], level) == naive.settled_step(at_each_step, windows[name], level)
+        assert settled_step(fast[name]) == settled_step(fast[name], 1.0)
+    compared = compare_bands(fast["bn"], fast["plain"])
+    got = [compared["width_ratio"], 100 * compared["narrower_share"], compared["bn_width"], compared["plain_width"]]
+    assert got == pytest.approx(naive.compare_widths(slow["bn"], slow["plain"]), rel=1e-12)
+    assert compared["steps"] == sum(min(len(b), len(p)) > 1 for b, p in zip(slow["bn"], slow["plain"], strict=False))
 
 
 # --- Ranges of the probes ---------------------------------------------------------------------------------------------

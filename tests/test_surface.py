@@ -1,6 +1,8 @@
 """The filter-normalized surface: its directions, its file, what interrupts it, its figures and its command line."""
 
+import copy
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import write_run
+from matplotlib.axes import Axes
+from mpl_toolkits.mplot3d import Axes3D
 from torch import nn
 
 import landscape
@@ -42,9 +46,38 @@ def small_net(seed=0) -> nn.Sequential:
     return net.eval()
 
 
-def images_and_labels(count=200):
+def images_and_labels(count=197):  # two batches, of 99 and 98 images
     generator = torch.Generator().manual_seed(1)
     return torch.randn(count, 3, 8, 8, generator=generator), torch.randint(0, 10, (count,), generator=generator)
+
+
+def slow_direction(parameters, generator):
+    """Filter by filter, zero for biases and BatchNorm's parameters."""
+    drawn = []
+    for p in parameters:
+        d = torch.zeros_like(p, requires_grad=False)
+        if p.dim() > 1:
+            noise = torch.randn(len(p), p[0].numel(), generator=generator, dtype=torch.float64)
+            for i in range(len(p)):
+                own, random = math.sqrt(sum(x**2 for x in p[i].flatten().tolist())), math.sqrt((noise[i] ** 2).sum())
+                d[i] = (noise[i] * own / random).view(p[i].shape)
+        drawn.append(d)
+    return drawn
+
+
+def slow_surface(model, images, labels, points, seed=0):
+    """The loss of all images at once at the given (a, b), in the mode that the model has."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = [p.detach() for p in model.parameters()]
+    d1, d2 = (slow_direction(parameters, generator) for _ in range(2))
+    losses = []
+    for a, b in points:
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            for p, x, y in zip(moved.parameters(), d1, d2, strict=True):
+                p += a * x + b * y
+            losses.append(F.cross_entropy(moved(images), labels).item())
+    return losses
 
 
 def ignore(_):
@@ -67,6 +100,16 @@ def test_each_filter_has_the_norm_of_the_networks_own(model):
             assert d.shape == p.shape and d.dtype == p.dtype
             torch.testing.assert_close(d.flatten(1).norm(dim=1), p.flatten(1).norm(dim=1), rtol=1e-5, atol=0)
             assert not torch.equal(d, p)
+
+
+def test_a_direction_is_standard_normal_up_to_the_norms():
+    """The same numbers as filter by filter, in single precision; the second direction continues the stream."""
+    parameters = [p.detach() for p in small_net().parameters()]
+    generators = torch.Generator().manual_seed(6), torch.Generator().manual_seed(6)
+    for _ in range(2):
+        drawn, slow = direction(parameters, generators[0]), slow_direction(parameters, generators[1])
+        for d, expected in zip(drawn, slow, strict=True):
+            torch.testing.assert_close(torch.zeros_like(expected) if d is None else d, expected, rtol=1e-5, atol=0)
 
 
 def test_biases_and_batchnorm_stay_where_they_are():
@@ -102,31 +145,51 @@ def test_the_center_is_the_evaluated_loss():
         assert losses[12] == pytest.approx(F.cross_entropy(model(images), labels).item(), rel=1e-5)
 
 
-def test_each_point_is_the_loss_at_its_weights():
+def test_a_runs_slowest_and_the_range_is_reached():
+    """In the order of the file: b from -range to range, for each a."""
+    axis = [-0.75, -0.375, 0.0, 0.375, 0.75]
+    assert Grid(points=5, range=0.75).coordinates().tolist() == [[a, b] for a in axis for b in axis]
+    assert Grid(points=5, range=0.75, dims=1).coordinates().tolist() == [[a, 0.0] for a in axis]
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_each_point_is_the_loss_at_its_weights(mode):
+    """In one batch of 90, as a slow surface has them; a goes along the first direction. Seen: 2e-7 apart."""
+    images, labels = images_and_labels(90)
+    losses = list(evaluate(small_net(), images, labels, Grid(points=3, range=0.5, seed=4, mode=mode)))
+    model = small_net()
+    model[1].train(mode == "train")  # no dropout in either
+    points = [(a, b) for a in (-0.5, 0, 0.5) for b in (-0.5, 0, 0.5)]
+    assert losses == pytest.approx(slow_surface(model, images, labels, points, seed=4), rel=2e-6)
+    assert len({round(loss, 4) for loss in losses}) == 9
+
+
+def test_train_mode_uses_the_statistics_of_each_batch_and_eval_mode_the_running_ones():
+    """197 images are batches of 99 and 98, which count by their sizes."""
     images, labels = images_and_labels()
-    grid = Grid(points=3, range=0.5, seed=4)
-    losses = list(evaluate(small_net(), images, labels, grid))
-    generator = torch.Generator().manual_seed(4)
-    parameters = list(small_net().parameters())
-    d1, d2 = (direction(parameters, generator) for _ in range(2))
-    for (a, b), loss in zip(grid.coordinates(), losses, strict=True):
-        model = small_net()
-        with torch.no_grad():
-            for p, x, y in zip(model.parameters(), d1, d2, strict=True):
-                if x is not None:
-                    p += a * x + b * y
-            assert loss == pytest.approx(F.cross_entropy(model(images), labels).item(), rel=1e-4)
-
-
-def test_train_mode_uses_the_statistics_of_the_images_and_no_dropout():
-    model, (images, labels) = small_net(), images_and_labels(100)
-    losses = list(evaluate(model, images, labels, Grid(points=3, mode="train")))
     reference = small_net()
     reference[1].train()
     with torch.no_grad():
-        assert losses[4] == pytest.approx(F.cross_entropy(reference(images), labels).item(), rel=1e-5)
-    assert losses[4] != pytest.approx(mean_loss(small_net(), images, labels), rel=1e-3)
-    assert losses == list(evaluate(small_net(), images, labels, Grid(points=3, mode="train")))
+        parts = [F.cross_entropy(reference(images[i:j]), labels[i:j]).item() for i, j in ((0, 99), (99, 197))]
+        running = F.cross_entropy(small_net()(images), labels).item()
+    losses = {
+        mode: list(evaluate(small_net(), images, labels, Grid(points=3, mode=mode))) for mode in ("eval", "train")
+    }
+    assert losses["train"][4] == pytest.approx((99 * parts[0] + 98 * parts[1]) / 197, rel=1e-6)
+    assert losses["eval"][4] == pytest.approx(running, rel=1e-6)
+    assert abs(losses["train"][4] - losses["eval"][4]) > 1e-3
+    assert losses["train"] == list(evaluate(small_net(), images, labels, Grid(points=3, mode="train")))
+
+
+def test_batches_count_by_their_sizes():
+    """257 images, of which the first hundred have another loss: batches of 86, 86 and 85."""
+    images, labels = images_and_labels(257)
+    images[:100] *= 4
+    model = small_net()
+    with torch.no_grad():
+        assert mean_loss(model, images, labels) == pytest.approx(
+            F.cross_entropy(model(images), labels).item(), rel=1e-6
+        )
 
 
 def test_one_dimension_is_the_middle_column():
@@ -282,6 +345,34 @@ def test_figures_side_by_side(tmp_path, dims, highest):
         assert "eval mode" in svg and ("are drawn there" in svg.replace("\n", " ")) == (highest > 100)
 
 
+def test_a_is_drawn_to_the_right_and_b_upwards(tmp_path, monkeypatch):
+    drawn = {}
+
+    def recorded(cls, name):
+        original = getattr(cls, name)
+
+        def function(self, a, b, losses, *args, **options):
+            a, b = np.broadcast_arrays(np.asarray(a), np.asarray(b)[:, None] if np.ndim(b) == 1 else b)
+            drawn.setdefault(name, []).append((self.get_xlabel, a, b, losses))
+            return original(self, a, b, losses, *args, **options)
+
+        monkeypatch.setattr(cls, name, function)
+
+    for cls, name in ((Axes, "contourf"), (Axes, "contour"), (Axes3D, "plot_surface")):
+        recorded(cls, name)
+    grid = Grid(points=5, range=2.0)
+    folder = tmp_path / "quick" / "vgg_a" / "adam-lr1e-3-wd1e-4-seed0"
+    folder.mkdir(parents=True)
+    losses = [3 + a + b**2 / 4 for a in (-2, -1, 0, 1, 2) for b in (-2, -1, 0, 1, 2)]
+    draw({folder: read_surface(surface_file(folder, grid, losses))}, tmp_path / "figures")
+    assert set(drawn) == {"contourf", "contour", "plot_surface"}
+    for ((label, a, b, shown),) in drawn.values():
+        assert label() == "a"
+        np.testing.assert_allclose(a, np.tile([-2, -1, 0, 1, 2], (5, 1)))
+        np.testing.assert_allclose(b, a.T)
+        np.testing.assert_allclose(shown, 3 + a + b**2 / 4)
+
+
 def test_nothing_finite_is_not_drawn(tmp_path):
     grid = Grid(points=3)
     (tmp_path / "m" / "n").mkdir(parents=True)
@@ -358,10 +449,17 @@ def test_command_line(tmp_path, images, capsys):
 
 
 def test_an_inception_along_one_direction(tmp_path, images):
+    """Of 20 images that the seed chooses among those that the run was trained on, along the direction that it draws."""
     folder = trained(tmp_path, "inception", MyFramework.build)
-    assert landscape.main(["surface", str(folder), *SMALL, "--dims", "1", "--mode", "train", "--range", "0.5"]) == 0
-    found = read_surface(folder / "surface-1d-3-range0.5-20images-seed0-train.csv")
-    assert found.complete and len(found.losses) == 3
+    flags = ["--dims", "1", "--mode", "train", "--range", "0.5", "--seed", "3"]
+    assert landscape.main(["surface", str(folder), *SMALL, *flags]) == 0
+    found = read_surface(folder / "surface-1d-3-range0.5-20images-seed3-train.csv")
+    model, _ = checkpoint.load_model(folder, MyFramework.build)
+    chosen = np.random.default_rng(3).permutation(5000)[:20]
+    x = torch.from_numpy(images.train_images[chosen]).permute(0, 3, 1, 2) / 255 * 2 - 1
+    y = torch.from_numpy(images.train_labels[chosen]).long()
+    expected = slow_surface(model.eval(), x, y, [(-0.5, 0), (0, 0), (0.5, 0)], seed=3)
+    assert found.complete and found.losses == pytest.approx(expected, rel=1e-5)
 
 
 def everything_below(folder: Path) -> set[Path]:
