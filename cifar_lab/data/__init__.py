@@ -1,0 +1,1 @@
+"""CIFAR-10: where it comes from (`sources`), and its verified arrays (`cache`)."""

