@@ -17,14 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar_lab import script
-from cifar_lab.capture import side_by_side
-from cifar_lab.config import PRESETS, RunConfig
-from cifar_lab.layers import StepDropout, initialize, scaled
-from cifar_lab.lockstep import Lockstep
-from cifar_lab.plan import DROPOUT, stream_seed
-from cifar_lab.settings import EPOCHS, OPTIMIZERS, Settings, choice, complaint_about_optimizers, flag, real
-from cifar_lab.training_run import TrainingRun
+from cifar_lab.measures.probes import etas, probe
+from cifar_lab.networks import Branches, StepDropout, network, scaled
+from cifar_lab.settings import Settings, choice, epochs, flag, learning_rates, real
+from cifar_lab.training import script
+from cifar_lab.training.group import Lockstep
+from cifar_lab.training.run import TrainingRun
 
 # --- Settings --------------------------------------------------------------------------------------------------------
 
@@ -36,24 +34,13 @@ class InceptionSettings(Settings):
     """The flags of this script; the defaults are those of the report's figures 6 to 8."""
 
     model: str = flag("inception_res", f"network: {', '.join(MODELS)}", choice(*MODELS))
-    residual_scale: float = flag(0.2, "factor on the Inception branch of inception_res; 1 is unscaled", real(0, 100))
-    bn: bool = flag(False, "a BatchNorm after every convolution (not in the report)")
-    epochs: int = flag(300, *EPOCHS)
-    optimizer: tuple[str, ...] = flag(
-        ("adam",), f"optimizers, trained in lockstep: {', '.join(OPTIMIZERS)}", choice(*OPTIMIZERS), many=True
-    )
-    lr: float = flag(1e-4, "learning rate", real(0, 1e6, above=True))
-    momentum: float = flag(0.0, "momentum of sgd", real(0, 1))
+    bn: bool = flag(False, "with BatchNorm after every convolution (not in the report)")
+    epochs: int = epochs(300)
+    lrs: tuple[float, ...] = learning_rates(1e-4)
 
-    def complaint(self) -> str:
-        if self.model == "inception" and self.residual_scale != type(self).residual_scale:
-            return "--residual-scale: only --model inception_res has a residual"
-        return complaint_about_optimizers(self.optimizer, self.momentum)
-
-    def runs(self, seed: int) -> list[RunConfig]:
-        """One lockstep group: a run for each optimizer."""
-        model = self.model + ("_bn" if self.bn else "")
-        return [script.run_config(self, model=model, lr=self.lr, optimizer=name, seed=seed) for name in self.optimizer]
+    @property
+    def network(self) -> str:
+        return f"{self.model}_bn" if self.bn else self.model
 
 
 # --- Network ---------------------------------------------------------------------------------------------------------
@@ -78,7 +65,7 @@ DROPOUT_RATE = 0.4
 
 
 def convolution(channels: int, out: int, kernel: int, *, bn: bool, relu: bool = True) -> list[nn.Module]:
-    """A convolution that keeps the image's size, then BatchNorm and ReLU where asked for."""
+    """A convolution that keeps the image's size, then BatchNorm and ReLU if asked for."""
     layers: list[nn.Module] = [nn.Conv2d(channels, out, kernel, padding=kernel // 2)]
     if bn:
         layers.append(nn.BatchNorm2d(out))
@@ -92,14 +79,14 @@ class Block(nn.Module):
 
     Plain (Szegedy et al. 2015, figure 2b): four branches side by side, concatenated, a ReLU after every convolution.
     Residual (Szegedy et al. 2016, figure 20): `relu(shortcut(x) + scale * inception(x))`, without the ReLU of each
-    branch's last convolution; the shortcut is the identity, or a linear 1x1 convolution where channel counts differ.
+    branch's last convolution; the shortcut is the identity, or a linear 1x1 convolution if the channel counts differ.
     """
 
     def __init__(self, channels: int, table: tuple[int, ...], *, residual_scale: float | None, bn: bool) -> None:
         super().__init__()
         c1, reduce3, c3, reduce5, c5, pool = table
         last = {"bn": bn, "relu": residual_scale is None}
-        self.branches = nn.ModuleList(
+        self.branches = Branches(
             [
                 nn.Sequential(*convolution(channels, c1, 1, **last)),
                 nn.Sequential(*convolution(channels, reduce3, 1, bn=bn), *convolution(reduce3, c3, 3, **last)),
@@ -117,7 +104,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out, H, W)."""
-        branches = torch.cat(side_by_side(self.branches, x), dim=1)
+        branches = torch.cat(self.branches(x), dim=1)
         if self.residual_scale is None:
             return branches
         return F.relu(torch.add(self.shortcut(x), branches, alpha=self.residual_scale))
@@ -127,18 +114,10 @@ class Inception(nn.Module):
     """Inception v1 (GoogLeNet) without auxiliary classifiers, fitted to 32 x 32 input.
 
     residual_scale: None for plain blocks (5,971,962 parameters at width 1), a factor for residual ones (7,954,986).
-    width: factor on every channel count. seed: of the dropout masks.
+    width: factor on every channel count.
     """
 
-    def __init__(
-        self,
-        *,
-        residual_scale: float | None = None,
-        bn: bool = False,
-        width: float = 1.0,
-        init: str = "he",
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, *, residual_scale: float | None = None, bn: bool = False, width: float = 1.0) -> None:
         super().__init__()
         c1, c2 = (scaled(c, width) for c in STEM)
         layers: list[nn.Module] = [
@@ -155,24 +134,35 @@ class Inception(nn.Module):
             layers.append(block)
             channels = block.out
         self.features = nn.Sequential(*layers)  # (B, 1024, 2, 2) at width 1
-        self.dropout = StepDropout(DROPOUT_RATE, seed)
+        self.dropout = StepDropout(DROPOUT_RATE)
         self.output = nn.Linear(channels, 10)
-        initialize(self, init, output=self.output)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, 3, 32, 32) to logits (B, 10)."""
         return self.output(self.dropout(self.features(x).mean((2, 3))))
 
 
-def build(config: RunConfig) -> Inception:
-    """The network of a run, its weights drawn from PyTorch's global generator."""
-    return Inception(
-        residual_scale=config.residual_scale if config.model.startswith("inception_res") else None,
-        bn=config.model.endswith("_bn"),
-        width=config.width,
-        init=config.init,
-        seed=stream_seed(config.seed, DROPOUT),
-    )
+RESIDUAL_SCALE = flag(0.2, "factor on the Inception branch of a residual block; 1 is unscaled", real(0, 100))
+
+
+@network("inception", label="Inception v1", colour="#000000")
+def inception(*, width: float = 1.0) -> Inception:
+    return Inception(width=width)
+
+
+@network("inception_res", label="residual Inception", colour="#009E73", residual_scale=RESIDUAL_SCALE)
+def inception_res(*, residual_scale: float, width: float = 1.0) -> Inception:
+    return Inception(residual_scale=residual_scale, width=width)
+
+
+@network("inception_bn", label="Inception v1 + BatchNorm")
+def inception_bn(*, width: float = 1.0) -> Inception:
+    return Inception(bn=True, width=width)
+
+
+@network("inception_res_bn", label="residual Inception + BatchNorm", residual_scale=RESIDUAL_SCALE)
+def inception_res_bn(*, residual_scale: float, width: float = 1.0) -> Inception:
+    return Inception(residual_scale=residual_scale, bn=True, width=width)
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
@@ -196,16 +186,14 @@ def train(group: Lockstep) -> None:
     update = group.accelerate(training_step)  # on CUDA: the whole step becomes one graph, replayed for each batch
     for epoch in group.epochs():  # those still to do
         for batch in group.batches(epoch):  # shuffled, augmented, on the device
+            for run in batch.to_probe:  # at the weights before the update, on the batch that the update will use
+                run.record_probe(batch.step, probe(run.model, batch.images, batch.labels, etas(run.config.lr)))
             update(batch)  # every run takes its step on the same batch; its loss stays on the device
         group.evaluate(epoch)  # test loss and accuracy; writes the epoch's rows
 
 
 def main(argv: list[str]) -> None:
-    settings = script.parse(InceptionSettings, argv, "MyFramework.py", __doc__, PRESETS)
-    if settings.evaluate:
-        script.evaluate_folder(settings, build, models=tuple(m + bn for m in MODELS for bn in ("", "_bn")))
-        return
-    for group in script.groups(settings, build):
+    for group in script.groups(InceptionSettings, __file__, argv):  # one per seed
         train(group)
 
 

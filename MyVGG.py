@@ -15,13 +15,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar_lab import script
-from cifar_lab.config import PAPER_PRESETS, PRESETS, RunConfig
-from cifar_lab.layers import initialize, scaled
-from cifar_lab.lockstep import Lockstep
-from cifar_lab.settings import OPTIMIZERS, Settings, choice, complaint_about_optimizers, flag, integer, real
-from cifar_lab.training_run import TrainingRun
-from landscape import etas, probe
+from cifar_lab.measures.probes import etas, probe
+from cifar_lab.networks import network, scaled
+from cifar_lab.settings import ALL_PRESETS, Settings, flag
+from cifar_lab.training import script
+from cifar_lab.training.group import Lockstep
+from cifar_lab.training.run import TrainingRun
 
 # --- Settings --------------------------------------------------------------------------------------------------------
 
@@ -30,26 +29,21 @@ from landscape import etas, probe
 class VGGSettings(Settings):
     """The flags of this script; the defaults are the report's."""
 
-    bn: bool = flag(False, "a BatchNorm after every convolution and hidden linear layer")
-    lrs: tuple[float, ...] = flag((1e-3,), "learning rates, trained in lockstep", real(0, 1e6, above=True), many=True)
-    optimizer: str = flag("adam", f"optimizer: {', '.join(OPTIMIZERS)}", choice(*OPTIMIZERS))
-    momentum: float = flag(0.0, "momentum of sgd", real(0, 1))
-    probe_every: int = flag(
-        0, "steps between two probes of the landscape along the gradient; 0: none", integer(0, 10**9)
-    )
+    presets = ALL_PRESETS  # the paper's too
+
+    bn: bool = flag(False, "with BatchNorm after every convolution and hidden linear layer")
+
+    @property
+    def network(self) -> str:
+        return "vgg_a_bn" if self.bn else "vgg_a"
 
     def complaint(self) -> str:
         if self.bn and self.train_size % self.batch_size == 1:
             return (
-                f"--batch-size {self.batch_size}: of --train-size {self.train_size} it leaves one image for the last "
-                "batch, which has no variance for --bn; another size of either is allowed"
+                f"--batch-size {self.batch_size}: with --train-size {self.train_size} the last batch is one image, "
+                "which has no variance for --bn; change either of them"
             )
-        return complaint_about_optimizers((self.optimizer,), self.momentum)
-
-    def runs(self, seed: int) -> list[RunConfig]:
-        """One lockstep group: a run for each learning rate."""
-        model = "vgg_a_bn" if self.bn else "vgg_a"
-        return [script.run_config(self, model=model, lr=lr, optimizer=self.optimizer, seed=seed) for lr in self.lrs]
+        return super().complaint()
 
 
 # --- Network ---------------------------------------------------------------------------------------------------------
@@ -66,7 +60,7 @@ class VGG(nn.Module):
     linear layer and its ReLU; the layers keep their biases, so that both networks draw the same weights.
     """
 
-    def __init__(self, *, bn: bool = False, width: float = 1.0, init: str = "he", classes: int = 10) -> None:
+    def __init__(self, *, bn: bool = False, width: float = 1.0, classes: int = 10) -> None:
         super().__init__()
         features: list[nn.Module] = []
         channels = 3
@@ -84,26 +78,22 @@ class VGG(nn.Module):
         head.append(nn.Linear(channels, classes))
         self.features = nn.Sequential(*features)
         self.head = nn.Sequential(*head)
-        initialize(self, init, output=head[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, 3, 32, 32) to logits (B, classes)."""
         return self.head(self.features(x).flatten(1))  # (B, 512, 1, 1) before the head at width 1
 
 
-def VGG_A(**options) -> VGG:
+@network("vgg_a", label="VGG-A", colour="#D55E00")
+def VGG_A(*, width: float = 1.0, **options) -> VGG:
     """VGG-A without BatchNorm: 9,750,922 parameters at width 1."""
-    return VGG(bn=False, **options)
+    return VGG(bn=False, width=width, **options)
 
 
-def VGG_BatchNorm(**options) -> VGG:
+@network("vgg_a_bn", label="VGG-A + BatchNorm", colour="#0072B2")
+def VGG_BatchNorm(*, width: float = 1.0, **options) -> VGG:
     """VGG-A with BatchNorm: 9,758,474 parameters at width 1."""
-    return VGG(bn=True, **options)
-
-
-def build(config: RunConfig) -> VGG:
-    """The network of a run, its weights drawn from PyTorch's global generator."""
-    return VGG(bn=config.model == "vgg_a_bn", width=config.width, init=config.init)
+    return VGG(bn=True, width=width, **options)
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
@@ -122,25 +112,20 @@ def training_step(run: TrainingRun, images: Tensor, labels: Tensor) -> tuple[Ten
     return loss.detach(), (logits.argmax(1) == labels).sum()
 
 
-def train(group: Lockstep, probe_every: int) -> None:
+def train(group: Lockstep) -> None:
     """Trains a lockstep group to its last epoch."""
     update = group.accelerate(training_step)  # on CUDA: the whole step becomes one graph, replayed for each batch
     for epoch in group.epochs():  # those still to do
         for batch in group.batches(epoch):  # shuffled, augmented, on the device
-            if probe_every and batch.step % probe_every == 0:
-                for run in batch.runs:  # at the weights before the update, on the batch that the update will use
-                    run.record_probe(batch.step, probe(run.model, batch.images, batch.labels, etas(run.config.lr)))
+            for run in batch.to_probe:  # at the weights before the update, on the batch that the update will use
+                run.record_probe(batch.step, probe(run.model, batch.images, batch.labels, etas(run.config.lr)))
             update(batch)  # every run takes its step on the same batch; its loss stays on the device
         group.evaluate(epoch)  # test loss and accuracy; writes the epoch's rows
 
 
 def main(argv: list[str]) -> None:
-    settings = script.parse(VGGSettings, argv, "MyVGG.py", __doc__, PRESETS | PAPER_PRESETS)
-    if settings.evaluate:
-        script.evaluate_folder(settings, build, models=("vgg_a", "vgg_a_bn"))
-        return
-    for group in script.groups(settings, build):
-        train(group, settings.probe_every)
+    for group in script.groups(VGGSettings, __file__, argv):  # one per seed
+        train(group)
 
 
 if __name__ == "__main__":

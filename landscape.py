@@ -1,380 +1,181 @@
-"""What "loss landscape" means here: three different measures, never one labelled as another.
+"""Draws the loss landscape: what three different measures say, each under its own name.
 
-1. The learning-rate band: runs of one network that differ in nothing but the learning rate; at each step the largest
-   and the smallest training loss over them. `band` and what is computed from it.
-2. The probes along the gradient (Santurkar et al. 2018, "How Does Batch Normalization Help Optimization?",
-   section 3.2): one run; at a step, loss and gradient at several distances down the step's own gradient. `probe`.
-3. The filter-normalized surface around a trained network (Li et al. 2018): `surface.py`.
+    python landscape.py results/                              every landscape figure that the runs there allow
+    python landscape.py surface RUN_FOLDER                    surface, 25 x 25 points: contour and 3D figures
+    python landscape.py surface RUN_FOLDER RUN_FOLDER         both networks side by side, on one colour scale
+    python landscape.py surface RUN_FOLDER --dims 1           along one direction
 
-    python landscape.py results/                  draws every landscape figure that the runs in the folder allow
-    python landscape.py surface RUN_FOLDER ...    computes and draws the surface around trained networks
-
-The measures are functions of arrays; `probe` alone needs a network, and changes nothing about it.
+1. The learning-rate band: over runs that differ in nothing but the learning rate, the largest and the smallest training
+   loss at each step (`cifar_lab/measures/band.py`).
+2. The probes along the gradient (Santurkar et al. 2018): in one run, loss and gradient at several distances down a
+   step's own gradient (`cifar_lab/measures/probes.py`).
+3. The filter-normalized surface around a trained network (Li et al. 2018, `cifar_lab/measures/surface.py`).
 """
 
 import argparse
-import math
+import os
 import sys
-from bisect import bisect_left, insort
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-MEDIAN_WINDOW = 501  # steps
-SPIKE_THRESHOLDS = {"relative": 2.0, "absolute": 0.5}
+from cifar_lab.data.cache import DataError, load
+from cifar_lab.measures import surface
+from cifar_lab.run_folder.reader import presets_in, read_run, read_runs, results_folder
+from cifar_lab.run_folder.schema import RunFileError, read_config
+from cifar_lab.settings import DEVICES, LARGEST_SEED, Parser, Settings, choice, fail, integer, path, real
 
+# --- Figures of the runs in a results folder -------------------------------------------------------------------------
 
-# --- 1. The learning-rate band ----------------------------------------------------------------------------------------
 
-
-def default_window(run_steps: int) -> int:
-    """Window of the running medians: 501 steps, or a fifth of the run where that is shorter; odd."""
-    window = max(1, min(MEDIAN_WINDOW, run_steps // 5))
-    return window - (window + 1) % 2
-
-
-def running_median(x: np.ndarray, window: int) -> np.ndarray:
-    """Centred running median with the ends repeated. x: (T,) without NaN; window: odd, in steps. Returns (T,) float64.
-
-    The window is kept as a sorted list, one removal and one insertion a step: exact, and 20 times as fast as
-    `numpy.partition` of every window.
-    """
-    if window < 1 or window % 2 == 0:
-        raise ValueError(f"the window of a running median is odd and positive, not {window}")
-    x = np.asarray(x, dtype=np.float64)
-    if not len(x):
-        return x.copy()
-    half = window // 2
-    padded = np.pad(x, half, mode="edge").tolist()
-    ordered = sorted(padded[:window])
-    medians = [ordered[half]]
-    for leaving, entering in zip(padded, padded[window:], strict=False):
-        del ordered[bisect_left(ordered, leaving)]
-        insort(ordered, entering)
-        medians.append(ordered[half])
-    return np.array(medians)
-
-
-@dataclass(frozen=True, eq=False)
-class Band:
-    """The band of R training losses over T steps. From the step on at which no run is left, the curves are NaN."""
-
-    upper: np.ndarray  # (T,) nats: the largest loss over the runs
-    lower: np.ndarray  # (T,) nats: the smallest
-    present: np.ndarray  # (T,) number of runs that still have a finite loss
-    runs: int  # R
-    window: int  # of the running medians, in steps
-
-    @property
-    def middle(self) -> np.ndarray:
-        """(T,) nats: halfway between the two curves."""
-        return (self.upper + self.lower) / 2
-
-    @property
-    def width(self) -> np.ndarray:
-        """(T,) nats: upper - lower. NaN where fewer than two runs are left: one curve has no width."""
-        return np.where(self.present >= 2, self.upper - self.lower, np.nan)
-
-    @property
-    def diverged(self) -> int:
-        """How many runs are missing from some step on."""
-        return int(self.runs - self.present[-1])
-
-    @cached_property
-    def upper_median(self) -> np.ndarray:
-        """(T,) nats: running median of the upper curve."""
-        return self._median(self.upper)
-
-    @cached_property
-    def lower_median(self) -> np.ndarray:
-        """(T,) nats: running median of the lower curve."""
-        return self._median(self.lower)
-
-    @cached_property
-    def middle_median(self) -> np.ndarray:
-        """(T,) nats: running median of the middle."""
-        return self._median(self.middle)
-
-    def _median(self, curve: np.ndarray) -> np.ndarray:
-        left = int(np.count_nonzero(self.present))  # runs never come back: the curve is a finite head and a NaN tail
-        return np.concatenate([running_median(curve[:left], self.window), curve[left:]])
-
-
-def band(losses: Sequence[np.ndarray], steps: int, run_steps: int | None = None) -> Band:
-    """The learning-rate band, upper(t) = max over the runs of loss(t) and lower(t) = min: raw values, not smoothed.
-
-    losses: R arrays (S_r,), the loss of each run at the steps 1 to S_r. A run is missing from its first non-finite
-    loss on, and after its end. steps: how many steps the band has; its scalars are read over the first half of the
-    run, so callers give half the planned steps. run_steps: the planned steps, from which the running medians' window
-    follows (default: twice `steps`). Raises ValueError without losses or without steps.
-    """
-    if not len(losses) or steps < 1:
-        raise ValueError(f"a band needs at least one run and one step, not {len(losses)} and {steps}")
-    table = np.full((len(losses), steps), np.nan)
-    for row, loss in zip(table, losses, strict=True):
-        loss = np.asarray(loss, dtype=np.float64)[:steps]
-        lost = np.flatnonzero(~np.isfinite(loss))
-        end = lost[0] if len(lost) else len(loss)
-        row[:end] = loss[:end]
-    return Band(
-        upper=np.fmax.reduce(table),
-        lower=np.fmin.reduce(table),
-        present=np.isfinite(table).sum(axis=0),
-        runs=len(losses),
-        window=default_window(2 * steps if run_steps is None else run_steps),
-    )
-
-
-def spikes(band: Band, kind: str = "relative", threshold: float | None = None) -> float:
-    """Spikes of the upper curve per 1,000 steps; steps are counted, not excursions. NaN where no run has a step.
-
-    relative: steps at which upper is above `threshold` (default 2) times its running median; absolute: at which it is
-    above that median plus `threshold` (default 0.5 nats). The two disagree where the loss is small, so both are shown.
-    """
-    if kind not in SPIKE_THRESHOLDS:
-        raise ValueError(f"spikes are {' or '.join(SPIKE_THRESHOLDS)}, not {kind!r}")
-    threshold = SPIKE_THRESHOLDS[kind] if threshold is None else threshold
-    median = band.upper_median
-    limit = median * threshold if kind == "relative" else median + threshold
-    steps = np.count_nonzero(band.present)
-    return 1000 * int(np.count_nonzero(band.upper > limit)) / steps if steps else math.nan
-
-
-def settled_step(band: Band, level: float = 1.0) -> int | None:
-    """The step after which the running median of the band's middle stays under `level` (nats).
-
-    0 where it is under from the first step on; None where it is not under at the band's end.
-    """
-    above = np.flatnonzero(~(band.middle_median < level))  # NaN, where no run is left, is not under
-    last = int(above[-1]) + 1 if len(above) else 0
-    return None if last == len(band.upper) else last
-
-
-def compare_bands(bn: Band, plain: Band) -> dict[str, float]:
-    """Both bands over the steps at which both have a width; NaN where there is no such step.
-
-    Returns bn_width and plain_width (mean widths, nats), width_ratio (BN / plain), narrower_share (share of the steps,
-    0 to 1, at which BN's band is the narrower one) and steps (how many are compared).
-    """
-    steps = min(len(bn.upper), len(plain.upper))
-    widths = np.stack([bn.width[:steps], plain.width[:steps]])
-    widths = widths[:, np.isfinite(widths).all(axis=0)]
-    if not widths.size:
-        return dict.fromkeys(("bn_width", "plain_width", "width_ratio", "narrower_share"), math.nan) | {"steps": 0}
-    bn_width, plain_width = widths.mean(axis=1).tolist()
-    return {
-        "bn_width": bn_width,
-        "plain_width": plain_width,
-        "width_ratio": bn_width / plain_width if plain_width else math.nan,
-        "narrower_share": float((widths[0] < widths[1]).mean()),
-        "steps": widths.shape[1],
-    }
-
-
-# --- 2. The probes along the gradient ---------------------------------------------------------------------------------
-
-
-def etas(lr: float) -> np.ndarray:
-    """(8,) step sizes, evenly spaced from 1/2 to 4 times the learning rate: the paper's range, our spacing."""
-    return np.linspace(lr / 2, 4 * lr, 8)
-
-
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """One probe: arrays (E,), a value for each step size. The field names are the columns of probes.csv.
-
-    With w the parameters at the step, g = grad L(w) on the step's own batch and h = grad L(w - eta g):
-    """
-
-    eta: np.ndarray
-    loss: np.ndarray  # L(w - eta g), nats, without the L2 term
-    grad_norm: np.ndarray  # ||g||, the same for every eta
-    grad_change: np.ndarray  # ||h - g||
-    grad_cosine: np.ndarray  # cosine of the angle between h and g
-    beta: np.ndarray  # ||h - g|| / (eta ||g||)
-
-    @property
-    def finite(self) -> bool:
-        """Whether every value is finite. Far down the gradient they need not be; ||g|| is not on a diverged run."""
-        return all(np.isfinite(getattr(self, f.name)).all() for f in fields(self))
-
-
-def probe(model, images, labels, etas: Sequence[float], criterion: Callable | None = None) -> Probe:
-    """Loss and gradient at w - eta g for every step size eta (Santurkar et al. 2018, section 3.2 and appendix A).
-
-    model: a torch module in train mode, so that BatchNorm uses the batch's statistics. images, labels: the training
-    step's own batch, on the model's device. etas: step sizes above 0, else ValueError. criterion(output, labels) is
-    the loss, by default the mean cross-entropy. Norms are over all parameters together.
-
-    Nothing about the training is disturbed: parameters and buffers are restored from copies, bit for bit; the `grad`
-    fields are not touched; random state is as before, and every pass starts from it, so that all of them see the same
-    dropout mask. Runs in the parameters' own precision, whatever autocast is on. One forward and backward pass for g
-    and one for each eta; one copy of the parameters and g are held beside what a pass needs, however many etas.
-    Values that overflow are returned as they are (see `Probe.finite`).
-    """
-    import torch  # here, so that drawing figures does not wait for it
-
-    etas = np.asarray(etas, dtype=np.float64)
-    if not etas.size or not (etas > 0).all():
-        raise ValueError(f"a probe goes down the gradient: step sizes are above 0, not {etas.tolist()}")
-    criterion = criterion or torch.nn.functional.cross_entropy
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    buffers = list(model.buffers())
-    device = parameters[0].device
-    wide = torch.float32 if device.type == "mps" else torch.float64  # sums of squares; MPS has no float64
-
-    def one_pass() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Loss and gradient at the parameters as they stand, from the buffers and the random state of the step."""
-        for b, saved in zip(buffers, saved_buffers, strict=True):
-            b.copy_(saved)
-        with (
-            torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type),
-            torch.autocast(device.type, enabled=False),
-            torch.enable_grad(),
-        ):
-            loss = criterion(model(images), labels)
-            return loss.detach(), torch.autograd.grad(loss, parameters, materialize_grads=True)
-
-    def row(g: Sequence[torch.Tensor], loss: torch.Tensor, h: Sequence[torch.Tensor]) -> list[float]:
-        """The loss and, over all parameters, g.g, h.h, g.h and |h - g|^2. The host waits for the device here."""
-        sums = torch.zeros(4, dtype=wide, device=device)
-        for a, b in zip(g, h, strict=True):
-            a, b = a.to(wide), b.to(wide)
-            sums += torch.stack([(a * a).sum(), (b * b).sum(), (a * b).sum(), ((b - a) ** 2).sum()])
-        return torch.cat([loss.to(wide).reshape(1), sums]).tolist()
-
-    with torch.no_grad():
-        saved_parameters = [p.clone() for p in parameters]
-        saved_buffers = [b.clone() for b in buffers]
-        try:
-            _, g = one_pass()
-            rows = []
-            for eta in etas.tolist():
-                for p, w, direction in zip(parameters, saved_parameters, g, strict=True):
-                    p.copy_(w).sub_(direction, alpha=eta)
-                rows.append(row(g, *one_pass()))
-        finally:
-            for tensor, saved in zip(parameters + buffers, saved_parameters + saved_buffers, strict=True):
-                tensor.copy_(saved)
-
-    loss, gg, hh, gh, change = np.array(rows, dtype=np.float64).T
-    g_norm, h_norm, change = np.sqrt(gg), np.sqrt(hh), np.sqrt(change)
-    with np.errstate(divide="ignore", invalid="ignore"):  # a zero gradient has no direction: NaN
-        return Probe(etas, loss, g_norm, change, gh / (g_norm * h_norm), change / (etas * g_norm))
-
-
-@dataclass(frozen=True, eq=False)
-class ProbeRanges:
-    """What P probes of a run say, over their step sizes. Pairs are (smallest, largest); NaN where any is not finite."""
-
-    step: np.ndarray  # (P,)
-    loss: np.ndarray  # (P, 2) the paper's (a), variation of the loss: L(w - eta g)
-    change: np.ndarray  # (P, 2) its (b), gradient predictiveness: ||h - g||
-    beta: np.ndarray  # (P,) its (c), effective beta-smoothness: the largest ||h - g|| / ||eta g||
-    relative: np.ndarray  # (P, 2) ||h - g|| / ||g||, which does not depend on the scale of w
-    cosine: np.ndarray  # (P, 2) between h and g
-
-
-def probe_table(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The columns of probes.csv, (P * E,) each, as tables (P, E): a row a probed step, a column a step size.
-
-    A last probe that is not whole (the file is read while a run writes it) is left out. Raises ValueError where the
-    probes do not all have the same number of step sizes.
-    """
-    step = np.asarray(columns["step"])
-    grid = int(np.count_nonzero(step == step[0])) if len(step) else 1
-    whole = len(step) // grid * grid
-    table = {name: np.asarray(column)[:whole].reshape(-1, grid) for name, column in columns.items()}
-    if (table["step"] != table["step"][:, :1]).any() or (np.diff(table["step"][:, 0]) <= 0).any():
-        raise ValueError(f"probes are not {grid} rows a step, in the order of the steps")
-    return table
-
-
-def probe_ranges(columns: Mapping[str, np.ndarray]) -> ProbeRanges:
-    """The ranges (a) and (b) and the maximum (c) of section 3.2 at each probed step, from the columns of probes.csv."""
-    table = probe_table(columns)
-
-    def extent(values: np.ndarray) -> np.ndarray:
-        values = np.where(np.isfinite(values).all(axis=1, keepdims=True), values, np.nan)
-        return np.stack([values.min(axis=1), values.max(axis=1)], axis=1)
-
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = table["grad_change"] / table["grad_norm"]
-    return ProbeRanges(
-        step=table["step"][:, 0].astype(np.int64),
-        loss=extent(table["loss"]),
-        change=extent(table["grad_change"]),
-        beta=extent(table["beta"])[:, 1],
-        relative=extent(relative),
-        cosine=extent(table["grad_cosine"]),
-    )
-
-
-# --- Figures and command line -----------------------------------------------------------------------------------------
-
-
-def landscape_figures(results: str | Path, preset: str):
-    """Draws every landscape figure that a preset's runs allow into `<results>/<preset>/figures/`.
-
-    Returns a `landscape_plots.Figures`: what was drawn, what is missing with the command that makes it, and unreadable
-    files.
-    """
-    import landscape_plots  # here: whoever trains imports this module and does not wait for matplotlib
-    from cifar_lab.runs import read_runs
-
-    runs, errors = read_runs(results, preset)
-    figures = landscape_plots.all_figures(results, preset, runs)
-    figures.errors[:0] = errors
-    return figures
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line's flags; `surface` as the first word has its own (surface.py)."""
-    from cifar_lab.settings import Parser, path
-
-    raw = argparse.RawDescriptionHelpFormatter
-    p = Parser(prog="landscape.py", description=__doc__, allow_abbrev=False, formatter_class=raw)
+def parser() -> Parser:
+    """The flags of the command line whose first word is not `surface`."""
+    p = Parser("landscape.py", __doc__)
     p.add_argument("results", nargs="?", default="results", type=path, help="results folder (results)")
     return p
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command line; returns the exit status, 1 where a file could not be read and the others were drawn."""
+    """Runs the command line; returns the exit status, 1 if a file could not be read and the others were drawn."""
     if argv[:1] == ["surface"]:
-        import surface
-
-        return surface.main(argv[1:])
-    from cifar_lab.run_files import RunFileError
-    from cifar_lab.runs import find_run_folders, results_folder
-    from cifar_lab.settings import fail
-
+        return surface_main(argv[1:])
     try:
         results = results_folder(Path(parser().parse_args(argv).results))
     except RunFileError as error:
         fail(f"landscape.py: {error}")
-    presets = sorted({folder.relative_to(results).parts[0] for folder in find_run_folders(results)})
-    unreadable = 0
-    for preset in presets:
-        figures = landscape_figures(results, preset)
+    from cifar_lab.figures import kinds  # matplotlib takes a second to import
+
+    unreadable = []
+    for preset in presets_in(results):
+        runs, errors = read_runs(results, preset)
+        figures = kinds.draw(kinds.LANDSCAPE, results, preset, runs)
         for stem, caption in figures.drawn:
             print(f"{stem}.png, .svg: {caption}")
         for name, command in figures.missing:
-            print(f"{preset}: missing: {name}; what makes it: {command}")
-        for error in figures.errors:
-            print(error, file=sys.stderr)
-        unreadable += len(figures.errors)
-    return 1 if unreadable else 0
+            print(f"{preset}: missing: {name}; to create it, run: {command}")
+        unreadable += errors + figures.errors
+    for error in unreadable:
+        print(error, file=sys.stderr)
+    return int(bool(unreadable))
+
+
+# --- The surface around trained networks -----------------------------------------------------------------------------
+
+
+def surface_parser() -> Parser:
+    """The flags of `landscape.py surface`."""
+    default = surface.Grid()
+    p = Parser("landscape.py surface", __doc__)
+    add = p.add_argument
+    add("folders", nargs="+", type=path, metavar="RUN_FOLDER", help="folder of a trained run")
+    add("--dims", type=choice("1", "2"), default="2", help="directions: 1 or 2 (2)")
+    add("--points", type=_odd, default=default.points, help=f"along each direction, odd ({default.points})")
+    add("--range", type=real(0, 1e3, above=True), default=default.range, help="largest |a| and |b| (1)")
+    add("--images", type=integer(2, 50_000), default=default.images, help=f"training images ({default.images})")
+    add("--seed", type=integer(0, LARGEST_SEED), default=0, help="seed for directions and image subset (0)")
+    add("--mode", type=choice("eval", "train"), default="eval", help="BatchNorm mode: eval or train (eval)")
+    add("--device", type=choice(*DEVICES), default="auto", help=", ".join(DEVICES))
+    add("--data-dir", type=path, default=None, help="folder of CIFAR-10 (default: $CIFAR10_DIR, else data/)")
+    add("--script", type=path, default=None, help="file that defines the network, if it is not in the project's folder")
+    return p
+
+
+def _odd(text: str) -> int:
+    value = integer(3, surface.LARGEST_GRID)(text)
+    if value % 2 == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is even; the trained network itself is a point only if it is odd")
+    return value
+
+
+def surface_main(argv: list[str]) -> int:
+    """Computes and draws the surfaces that the command line asks for; returns the exit status."""
+    options = surface_parser().parse_args(argv)
+    folders = list(dict.fromkeys(map(Path, options.folders)))
+    grid = surface.Grid(**{f.name: f.type(getattr(options, f.name)) for f in fields(surface.Grid)})
+
+    # PyTorch takes two seconds to import: the other command and a wrong command line do without it.
+    from cifar_lab.run_folder.checkpoint import CheckpointError, load_model
+    from cifar_lab.training.console import Stopped
+    from cifar_lab.training.device import DeviceError, choose
+
+    try:  # everything that can be wrong, before anything is written
+        train_sizes = {folder: _check_folder(folder, grid) for folder in folders}
+        models = {folder: load_model(folder, options.script)[0] for folder in folders}
+        device = choose(Settings(device=options.device, precision="fp32"))
+        data = load(options.data_dir)
+        for folder, train_size in train_sizes.items():
+            if train_size > len(data.train_images):
+                raise DataError(
+                    f"{folder} was trained on {train_size} images; the data set has {len(data.train_images)}"
+                )
+    except (RunFileError, CheckpointError, DeviceError, DataError) as error:
+        fail(f"landscape.py surface: {error}")
+
+    try:
+        for folder, model in models.items():
+            _compute(folder / f"{grid.stem}.csv", device.place(model), data, train_sizes[folder], grid, device)
+
+        from cifar_lab.figures import surface as figure
+        from cifar_lab.figures.style import Figures
+
+        figures = Figures()
+        runs = sorted(map(read_run, folders), key=lambda run: run.model)  # as the figures of a results folder have them
+        surfaces = {run: surface.read_surface(run.folder / f"{grid.stem}.csv") for run in runs}
+        # Run folders are results/<preset>/<model>/<name>; the figures go to results/<preset>/figures.
+        figure.draw(figures, runs[0].folder.resolve().parents[1] / "figures", surfaces)
+        for stem, caption in figures.drawn:
+            print(f"{stem}.png, .svg: {caption}")
+    except Stopped as stopped:
+        fail("landscape.py surface: stopped; what is computed is saved, and the same command continues", stopped.status)
+    except RunFileError as error:
+        fail(f"landscape.py surface: {error}", 1)
+    except OSError as error:
+        fail(f"landscape.py surface: {error.filename}: {error.strerror}; the same command continues later", 1)
+    return 0
+
+
+def _check_folder(folder: Path, grid: surface.Grid) -> int:
+    """How many of the data set's images a run was trained on. Raises RunFileError if it cannot have this surface."""
+    if not os.path.isdir(folder):  # pathlib raises if a name is too long
+        raise RunFileError(
+            folder, "there is no such run folder; to create one, run python MyVGG.py or python MyFramework.py"
+        )
+    train_size = read_config(folder)["settings"]["train_size"]
+    file = folder / f"{grid.stem}.csv"
+    if file.exists():
+        surface.read_surface(file)
+    if grid.images > train_size:
+        raise RunFileError(folder, f"--images {grid.images}: the run was trained on {train_size}, and no more are used")
+    return train_size
+
+
+def _compute(file: Path, model, data, train_size: int, grid: surface.Grid, device) -> None:
+    """Computes what a surface file lacks, with a bar. Raises Stopped, after a whole row, if a signal has come."""
+    import torch
+
+    from cifar_lab.training.augment import normalize, to_unit
+    from cifar_lab.training.console import Stopped, StopSignals
+
+    chosen = np.random.default_rng(grid.seed).permutation(train_size)[: grid.images]
+    images = device.place(normalize(to_unit(torch.from_numpy(data.train_images[chosen]))))
+    labels = torch.from_numpy(data.train_labels[chosen]).long().to(device.torch)
+    total = len(grid.coordinates())
+    with StopSignals() as stop, tqdm(total=total, unit="point", disable=None, dynamic_ncols=True) as bar:
+
+        def each(done: int) -> None:
+            bar.update(done - bar.n)
+            if stop.received and done < total:
+                raise Stopped(stop.received)
+
+        surface.compute(file, model, surface.weights_digest(model), images, labels, grid, each)
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
-        print("landscape.py: interrupted", file=sys.stderr)
-        sys.exit(130)
+        fail("landscape.py: interrupted", 130)
     except OSError as error:
-        print(f"landscape.py: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(1)
+        fail(f"landscape.py: {error.filename}: {error.strerror}", 1)

@@ -10,66 +10,55 @@ so the two share a seed's number and none of its draws. Results are written to b
 
 import os
 import sys
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from bench import classic, ours, output
-from cifar_lab.augment import normalize, to_unit
-from cifar_lab.config import PRESETS
-from cifar_lab.data import Cifar10
-from cifar_lab.runs import final_accuracy, find_run_folders, read_run
-from cifar_lab.settings import LARGEST_SEED, Settings, choice, integer
-from verdicts import t_quantile
+from bench import classic, ours, output, program
+from cifar_lab.data.cache import Cifar10
+from cifar_lab.measures.evaluation import evaluate
+from cifar_lab.measures.statistics import t_quantile
+from cifar_lab.run_folder.reader import final_accuracy
+from cifar_lab.settings import LARGEST_SEED, PRESETS, choice, integer
+from cifar_lab.training.device import choose
+from cifar_lab.training.loader import Loader
 
 PRESET = "quick"
 
 
-def settings_of(model: str, seed: int, device: str) -> tuple[object, list[str], Settings]:
-    """The script of a model, and the flags and settings of its first run at the preset."""
-    module, flags = ours.command_line(model, slice(0, 1))
-    flags = [*flags, "--preset", PRESET, "--seed", str(seed), "--device", device, *ours.NO_CHECKPOINTS]
-    return module, flags, ours.parse(module, flags)
+def command(model: str, seed: int, device: str) -> list[str]:
+    """The command of a model's first run at the preset."""
+    return ours.command(model, ours.ALONE, "--preset", PRESET, "--seed", seed, "--device", device)
 
 
 def with_classic(model: str, seed: int, data: Cifar10, device: str) -> float:
     """Final test accuracy (percent) after the classic loop."""
-    module, _, settings = settings_of(model, seed, device)
+    _, settings = ours.parse(command(model, seed, device))
     (config,) = settings.runs(seed)
-    place = ours.choose_device(device).torch
+    place = choose(settings)
+    test = Loader(data, place, seed=seed, batch_size=2, train_size=2, test_size=config.test_size, augmented=False)
     classic.default_precision()
     torch.manual_seed(seed)
-    network, optimizer = classic.network(config, module.build(config), place)
+    network, optimizer = classic.network(config, place.torch)
     images, labels = data.train_images[: config.train_size], data.train_labels[: config.train_size]
     batches = classic.loader(images, labels, config.batch_size, min(8, os.cpu_count() or 1))
-    test_images = normalize(to_unit(torch.from_numpy(data.test_images[: config.test_size]))).to(place)
-    test_labels = torch.from_numpy(data.test_labels[: config.test_size]).to(place)
-    steps = classic.train(network, optimizer, batches, place)
+    steps = classic.train(network, optimizer, batches, place.torch)
     accuracy = []
     for _ in range(settings.epochs):
         for _ in range(len(batches)):
             next(steps)
-        network.eval()
-        with torch.inference_mode():
-            right = sum(
-                int((network(x).argmax(1) == y).sum())
-                for x, y in zip(test_images.split(500), test_labels.split(500), strict=True)
-            )
+        _, confusion = evaluate(network.eval(), test.test_batches())
         network.train()
-        accuracy.append(100 * right / len(test_labels))
+        accuracy.append(100 * int(confusion.trace()) / int(confusion.sum()))
     return final_accuracy(accuracy)
 
 
 def with_ours(model: str, seed: int, data: Cifar10, device: str) -> float:
     """Final test accuracy (percent) after the engine."""
-    module, flags, _ = settings_of(model, seed, device)
-    with tempfile.TemporaryDirectory() as results:
-        group = ours.lockstep(module, flags, data, Path(results), ours.Quiet())
-        module.train(group, *([0] if model.startswith("vgg") else []))
-        (folder,) = find_run_folders(results)
-        return read_run(folder).final_accuracy
+    module, settings = ours.parse(command(model, seed, device))
+    with ours.lockstep(settings, data) as group:
+        module.train(group)
+        return final_accuracy(group.runs[0].test_accuracy)
 
 
 def difference(classic_: list[float], ours_: list[float]) -> tuple[float, float] | None:
@@ -93,10 +82,10 @@ def markdown(about: dict, finals: dict[str, dict[str, list[float]]]) -> str:
     preset = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in PRESETS[PRESET].items())
     rows = []
     for model, sides in finals.items():
-        compared = difference(sides["classic"], sides["ours"])
-        between = "-" if compared is None else (
-            f"{compared[0]:+.2f} [{compared[0] - compared[1]:+.2f}, {compared[0] + compared[1]:+.2f}]"
-        )  # fmt: skip
+        between = "-"
+        if compared := difference(sides["classic"], sides["ours"]):
+            mean, half = compared
+            between = f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
         rows.append([model, shown(sides["classic"]), shown(sides["ours"]), between])
     return (
         f"# Accuracy with the classic loop and with the engine\n\n{output.header(about)}\n\n"
@@ -106,13 +95,13 @@ def markdown(about: dict, finals: dict[str, dict[str, list[float]]]) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = output.Parser(__doc__)
+def main(argv: list[str]) -> int:
+    parser = program.parser("bench.accuracy", __doc__)
     add = parser.add_argument
     add("--models", nargs="+", type=choice(*ours.MODELS), default=list(ours.MODELS), help=" ".join(ours.MODELS))
     add("--seeds", nargs="+", type=integer(0, LARGEST_SEED), default=[0, 1, 2, 3, 4], help="(0 1 2 3 4)")
     args = parser.parse_args(argv)
-    data, device = ours.data_and_device(args, "accuracy")
+    data, device = program.data_and_device(args)
     about = output.described(device, data.name) | {"seeds": " ".join(map(str, args.seeds))}
     finals = {model: {"classic": [], "ours": []} for model in args.models}
     for seed in args.seeds:
@@ -127,4 +116,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

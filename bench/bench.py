@@ -5,32 +5,27 @@
     python -m bench.bench --device cuda                         # about 3 min
 
 In each round the classic loop, the engine with one network, the engine with each of the three other networks alone,
-and the engine with all four in lockstep take turns, each built anew and timed after a warm-up. Results are written to
-bench/results/<device>.md and .json after every round.
+and the engine with all four in lockstep take turns, each built from scratch and timed after a warm-up. Results are
+written to bench/results/<device>.md and .json after every round.
 """
 
+import json
 import os
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections import deque
-from collections.abc import Iterator
-from json import dumps, loads
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 
-import torch
+from bench import classic, ours, output, program, table, timing
+from cifar_lab.data.cache import Cifar10
+from cifar_lab.settings import choice, integer, real
+from cifar_lab.training.device import Device, measure_matmul_rate
 
-from bench import classic, ours, output, table, timing
-from cifar_lab.data import Cifar10, DataError
-from cifar_lab.device import Device, DeviceError, matmul_rate
-from cifar_lab.settings import choice, fail, integer, real
-
-FOUR = 4  # networks of a lockstep group
 WIDTHS = (0.125, 0.25, 1.0)  # the narrow ones first: what they leave of the time goes to the wide one
 BATCH = 100
 GPU_WARM_UP = 50  # steps
+WORKERS = min(8, os.cpu_count() or 1)  # of the classic loop's loader
 
 # --- One process: some widths of one model ---------------------------------------------------------------------------
 
@@ -38,42 +33,36 @@ GPU_WARM_UP = 50  # steps
 class Bench:
     """Measures one model. `piece` is the time in seconds that each measurement lasts, after its warm-up."""
 
-    def __init__(self, model: str, args, data: Cifar10) -> None:
-        self.model = model
-        self.data = data
-        self.images = args.images
-        self.piece = args.piece
-        self.workers = min(8, os.cpu_count() or 1)
-        self.shared = ["--device", args.device, "--batch-size", str(BATCH), "--train-size", str(args.images),
-                       "--test-size", "2", *ours.NO_CHECKPOINTS]  # fmt: skip
-        self.device = ours.choose_device(args.device)
+    def __init__(self, args: Namespace, data: Cifar10, device: Device) -> None:
+        self.model = args.models[0]
+        self.data, self.device = data, device
+        self.images, self.piece = args.images, args.piece
         self.classic_batch_seconds: float | None = None
 
-    def _settings(self, width: float, chosen: slice):
-        module, flags = ours.command_line(self.model, chosen)
-        flags = [*flags, "--width", str(width), *self.shared]
-        return module, ours.parse(module, flags), flags
+    def _parse(self, width: float, chosen: slice):
+        return ours.parse(ours.command(
+            self.model, chosen, "--width", width, "--device", self.device.torch.type, "--batch-size", BATCH,
+            "--train-size", self.images, "--test-size", 2,
+        ))  # fmt: skip
 
     def _loader(self):
-        return classic.loader(
-            self.data.train_images[: self.images], self.data.train_labels[: self.images], BATCH, self.workers
-        )
+        images, labels = self.data.train_images[: self.images], self.data.train_labels[: self.images]
+        return classic.loader(images, labels, BATCH, WORKERS)
 
     def classic(self, width: float) -> dict:
         """The classic loop, with the first of the four runs' settings."""
         # Steps until the workers, which start with two batches each, prepare one for each that is taken.
-        warm_up = {"least": 2 * self.workers + 1, "seconds": 0.15 * self.piece}
+        warm_up = {"least": 2 * WORKERS + 1, "seconds": 0.15 * self.piece}
         if self.classic_batch_seconds is None:
             alone = self._endless(self._loader())
             timing.walk(alone, lambda: None, **warm_up)
             took = timing.walk(alone, lambda: None, least=2, seconds=min(1.5, self.piece))
             self.classic_batch_seconds = took.seconds / took.steps
             alone.close()
-        module, settings, _ = self._settings(width, slice(0, 1))
-        config = settings.runs(0)[0]
+        _, settings = self._parse(width, ours.ALONE)
         classic.default_precision()
         timing.start_peak(self.device.torch)
-        model, optimizer = classic.network(config, module.build(config), self.device.torch)
+        model, optimizer = classic.network(settings.runs(0)[0], self.device.torch)
         steps = classic.train(model, optimizer, self._loader(), self.device.torch)
         timing.walk(steps, self.device.synchronize, **warm_up)
         took = timing.walk(steps, self.device.synchronize, least=2, seconds=self.piece)
@@ -89,27 +78,25 @@ class Bench:
 
     def ours(self, width: float, mode: str, chosen: slice, share: float = 1.0) -> dict:
         """The engine with some of the four runs. share: of the usual time of a measurement."""
-        module, _, flags = self._settings(width, chosen)
+        module, settings = self._parse(width, chosen)
         gpu = self.device.torch.type != "cpu"
         console = ours.Quiet()
-        with tempfile.TemporaryDirectory() as results:
-            timing.start_peak(self.device.torch)
-            group = ours.lockstep(module, flags, self.data, Path(results), console)
+        timing.start_peak(self.device.torch)
+        with ours.lockstep(settings, self.data, console) as group:
             synchronize = group.device.synchronize
             steps = ours.train(group, module, warm_up=GPU_WARM_UP if gpu else None)
-            if gpu:  # whole epochs are timed: what is prepared once an epoch counts
-                timing.walk(steps, synchronize, least=1, seconds=0, together=min(GPU_WARM_UP, group.loader.steps))
-                together = group.loader.steps
+            together = group.loader.steps if gpu else 1  # whole epochs: what is prepared once per epoch counts
+            if gpu:
+                timing.walk(steps, synchronize, least=1, seconds=0, together=min(GPU_WARM_UP, together))
             else:
                 timing.walk(steps, synchronize, least=3, seconds=0.15 * self.piece)  # memory grows in the first ones
-                together = 1
             took = timing.walk(steps, synchronize, least=2, seconds=share * self.piece, together=together)
             peak = timing.peak_bytes(self.device.torch)
             steps.close()
             batch_seconds = ours.batch_seconds(group.loader, group.device.cuda_graph)
             return self._measured(mode, took, peak, batch_seconds) | {
                 "runs": [run.label for run in group.runs] if len(group.runs) > 1 else [chosen.start],
-                "flops_per_training_image": group.runs[0].flops,
+                "flops_per_training_image": group.runs[0].description.flops,
                 "cuda_graph": group.device.cuda_graph,
                 "said": [line for line in console.said if "graph" in line],
             }
@@ -122,14 +109,14 @@ class Bench:
 
     def round(self, width: float, number: int) -> Iterator[dict]:
         """Every measurement of a round (from 0); one that fails is recorded with its reason, the others go on."""
-        rate = matmul_rate.__wrapped__(self.device)  # the function without its cache: once a round
+        rate = measure_matmul_rate(self.device)
         # On a GPU a measurement costs little beside its set-up: the three others alone are measured only once.
-        others = range(1, FOUR) if number == 0 or self.device.torch.type != "cuda" else ()
+        others = range(1, ours.FOUR.stop) if number == 0 or self.device.torch.type != "cuda" else ()
         todo = [
             lambda: self.classic(width),
-            lambda: self.ours(width, "alone", slice(0, 1)),
+            lambda: self.ours(width, "alone", ours.ALONE),
             *(lambda i=i: self.ours(width, "another alone", slice(i, i + 1), 0.5) for i in others),
-            lambda: self.ours(width, "lockstep", slice(0, FOUR)),
+            lambda: self.ours(width, "lockstep", ours.FOUR),
         ]
         for measure in todo:
             try:
@@ -138,10 +125,9 @@ class Bench:
                 yield {"mode": "failed", "error": f"{type(error).__name__}: {error}"}
 
 
-def work(args) -> None:
-    """Rounds of the asked-for widths of one model, as one JSON object a line on standard output."""
+def work(args: Namespace, bench: Bench) -> None:
+    """Rounds of the asked-for widths of one model, as one JSON object per line on standard output."""
     start = time.monotonic()
-    bench = Bench(args.models[0], args, ours.load(args.data_dir, args.made_up_data))
     for place, width in enumerate(args.widths):
         began = time.monotonic()
         allotted = (args.seconds - (began - start)) / (len(args.widths) - place)
@@ -151,51 +137,32 @@ def work(args) -> None:
             if number and at - began + latest > allotted:
                 break
             for measured in bench.round(width, number):
-                print(dumps({"model": bench.model, "width": width, "round": number} | measured), flush=True)
+                print(json.dumps({"model": bench.model, "width": width, "round": number} | measured), flush=True)
             latest = time.monotonic() - at
 
 
 # --- All of it -------------------------------------------------------------------------------------------------------
 
 
-def processes(args, device: Device) -> list[tuple[str, list[float]]]:
-    """Model and widths of each process: one a model on a GPU; one a case elsewhere, so that peak memory is its own."""
-    if device.torch.type == "cuda":
-        return [(model, args.widths) for model in args.models]
-    return [(model, [width]) for width in args.widths for model in args.models]
+def measure(args: Namespace, argv: list[str], device: Device, each: Callable[[dict], None]) -> None:
+    """Runs the processes one after the other; a process that fails is one record.
 
-
-def measurements(args, device: Device) -> Iterator[dict]:
-    """Starts the processes one after the other and yields what they measure; a process that fails is one record."""
+    On a GPU there is one per model; elsewhere one per model and width, so that peak memory is its own.
+    """
     start = time.monotonic()
-    todo = processes(args, device)
+    todo = [(model, [width]) for width in args.widths for model in args.models]
+    if device.torch.type == "cuda":
+        todo = [(model, args.widths) for model in args.models]
     for place, (model, widths) in enumerate(todo):
         cases = sum(len(w) for _, w in todo[place:])
         allotted = max(1.0, (args.seconds - (time.monotonic() - start)) * len(widths) / cases)
-        command = [
-            sys.executable, "-m", "bench.bench", "--worker", "--models", model, "--widths", *map(str, widths),
-            "--seconds", str(allotted), "--rounds", str(args.rounds), "--piece", str(args.piece),
-            "--images", str(args.images), "--device", device.torch.type,
-            *(["--data-dir", args.data_dir] if args.data_dir else []),
-            *(["--made-up-data"] if args.made_up_data else []),
-        ]  # fmt: skip
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        limit = threading.Timer(3 * allotted + 120, process.kill)
-        limit.start()
-        said: deque[str] = deque(maxlen=10)
-        for line in process.stdout:
-            if line.startswith("{"):
-                yield loads(line)
-            else:
-                said.append(line.rstrip())
-        limit.cancel()
-        if process.wait():
-            yield {"model": model, "width": widths[0], "round": 0, "mode": "failed",
-                   "error": f"exit status {process.returncode}: {' / '.join(said)}"}  # fmt: skip
+        own = ["--worker", "--models", model, "--widths", *map(str, widths), "--seconds", str(allotted)]
+        if error := program.run_worker("bench.bench", [*argv, *own], 3 * allotted + 120, each):
+            each({"model": model, "width": widths[0], "round": 0, "mode": "failed", "error": error})
 
 
-def arguments(argv: list[str] | None = None):
-    parser = output.Parser(__doc__)
+def main(argv: list[str]) -> int:
+    parser = program.parser("bench.bench", __doc__)
     add = parser.add_argument
     add("--models", nargs="+", type=choice(*ours.MODELS), default=list(ours.MODELS), help=" ".join(ours.MODELS))
     add("--widths", nargs="+", type=real(0, 8, above=True), default=list(WIDTHS), help="(0.125 0.25 1)")
@@ -206,27 +173,19 @@ def arguments(argv: list[str] | None = None):
     add("--no-scaling", action="store_true", help="only the table, without bench.scaling")
     add("--worker", action="store_true", help="one model, in this process, JSON on standard output")
     args = parser.parse_args(argv)
-    cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
-    args.piece = args.piece if args.piece is not None else 0.5 if cuda else 2.0
-    args.seconds = args.seconds if args.seconds is not None else 170.0 if cuda else 780.0
-    return args
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = arguments(argv)
-    try:
-        if args.worker:
-            work(args)
-            return 0
-        data = ours.load(args.data_dir, args.made_up_data).name
-        device = ours.choose_device(args.device)
-    except (DataError, DeviceError) as error:
-        fail(f"bench: {error}")
-    about = output.described(device, data) | {
-        "images": args.images, "batch_size": BATCH, "workers": min(8, os.cpu_count() or 1), "piece_seconds": args.piece,
+    data, device = program.data_and_device(args)
+    piece, seconds = (0.5, 170.0) if device.torch.type == "cuda" else (2.0, 780.0)
+    args.piece = piece if args.piece is None else args.piece
+    args.seconds = seconds if args.seconds is None else args.seconds
+    if args.worker:
+        work(args, Bench(args, data, device))
+        return 0
+    about = output.described(device, data.name) | {
+        "images": args.images, "batch_size": BATCH, "workers": WORKERS, "piece_seconds": args.piece,
     }  # fmt: skip
     records: list[dict] = []
-    for record in measurements(args, device):
+
+    def keep(record: dict) -> None:
         records.append(record)
         what = f"{record['images_per_second']:,.0f} images/s" if "error" not in record else record["error"]
         print(f"{record['model']:<14} width {record['width']:<6g} round {record['round'] + 1}  "
@@ -234,14 +193,15 @@ def main(argv: list[str] | None = None) -> int:
         rows = table.summary(records)
         content = {"about": about, "table": rows, "measurements": records}
         output.write(args.output, output.slug(device), content, table.markdown(about, rows, records))
+
+    measure(args, argv, device, keep)
     print(args.output / f"{output.slug(device)}.md", flush=True)
     status = int(any(record["mode"] == "failed" for record in records))
     if args.no_scaling:
         return status
-    shared = ["--device", args.device, "--output", str(args.output), *(["--made-up-data"] if args.made_up_data else []),
-              *(["--data-dir", args.data_dir] if args.data_dir else [])]  # fmt: skip
-    return subprocess.run([sys.executable, "-m", "bench.scaling", *shared]).returncode or status
+    scaling = [sys.executable, "-m", "bench.scaling", *program.shared_flags(args)]
+    return subprocess.run(scaling).returncode or status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

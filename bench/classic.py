@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from cifar_lab.config import RunConfig
-from cifar_lab.layers import StepDropout
-from cifar_lab.optimizers import RMSPROP_ALPHA
+from cifar_lab.networks import NETWORKS, StepDropout
+from cifar_lab.optimizers import OPTIMIZERS as ENTRIES
+from cifar_lab.settings import RunConfig
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -59,13 +59,14 @@ def default_precision() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def network(config: RunConfig, model: nn.Module, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The same architecture with PyTorch's own dropout, and its optimizer."""
+def network(config: RunConfig, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The network of a run with PyTorch's own dropout, and its optimizer."""
+    model = NETWORKS[config.model].build(config)
     for name, module in list(model.named_children()):
         if isinstance(module, StepDropout):
             setattr(model, name, nn.Dropout(module.p))
     model = model.to(device).train()
-    options = {"alpha": RMSPROP_ALPHA} if config.optimizer == "rmsprop" else {}
+    options = ENTRIES[config.optimizer].options
     optimizer = OPTIMIZERS[config.optimizer](
         model.parameters(), lr=config.lr, weight_decay=config.weight_decay, **options
     )

@@ -4,22 +4,15 @@
     python -m bench.gpu_check --seconds 300                     # less time: fewer rounds
 
 The CUDA tests, a timed slice of the full report (bench.report_slice), the benchmark table (bench.bench), and the
-scaling measurements (bench.scaling) where time is left. Each part is a process of its own; one that fails or runs out
+scaling measurements (bench.scaling) if time is left. Each part is a process of its own; one that fails or runs out
 of its time is recorded, and the others go on. Everything is written to bench/results/ as it comes.
 """
 
-import os
-import signal
-import subprocess
 import sys
-import threading
 import time
-from collections import deque
 
-from bench import ours, output
-from cifar_lab.data import DataError
-from cifar_lab.device import DeviceError
-from cifar_lab.settings import fail, real
+from bench import output, program
+from cifar_lab.settings import real
 
 RESERVE = 10  # seconds kept back for ending
 
@@ -38,37 +31,6 @@ def parts(shared: list[str]) -> list[tuple[str, float, float, list[str]]]:
     ]  # fmt: skip
 
 
-def run(command: list[str], limit: float) -> dict:
-    """Runs one part, its output passed on and its last lines kept; after `limit` seconds it is killed, with its
-    own processes."""
-    start = time.monotonic()
-    said: deque[str] = deque(maxlen=60)
-    process = subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-
-    def kill() -> None:
-        if os.name == "posix":
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-
-    killer = threading.Timer(limit, kill)
-    killer.start()
-    try:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            said.append(line.rstrip())
-        status = process.wait()
-    finally:
-        killer.cancel()
-        if process.poll() is None:
-            kill()
-    seconds = time.monotonic() - start
-    return {"status": status, "seconds": seconds, "killed": seconds >= limit, "last_lines": list(said)}
-
-
 def markdown(about: dict, results: dict[str, dict], name: str) -> str:
     rows = []
     for part, r in results.items():
@@ -84,28 +46,17 @@ def markdown(about: dict, results: dict[str, dict], name: str) -> str:
     return "".join(text)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     start = time.monotonic()
-    parser = output.Parser(__doc__)
+    parser = program.parser("bench.gpu_check", __doc__)
     parser.set_defaults(device="cuda")
     parser.add_argument("--seconds", type=real(60, 36_000), default=450.0, help="for everything together (450)")
     args = parser.parse_args(argv)
-    try:
-        device = ours.choose_device(args.device)
-    except DeviceError as error:
-        fail(f"gpu_check: {error}")
-    made_up = args.made_up_data
-    try:
-        data = ours.load(args.data_dir, made_up, download=False).name
-    except DataError as error:
-        print(f"gpu_check: random images stand in for CIFAR-10, what a step costs is the same: {error}", flush=True)
-        data, made_up = "random images", True
-    shared = ["--device", args.device, "--output", str(args.output), *(["--made-up-data"] if made_up else []),
-              *(["--data-dir", args.data_dir] if args.data_dir and not made_up else [])]  # fmt: skip
-    about = output.described(device, data)
+    data, device = program.data_and_device(args, required=False)
+    about = output.described(device, data.name)
     name = output.slug(device)
     results: dict[str, dict] = {}
-    for part, share, least, command in parts(shared):
+    for part, share, least, command in parts(program.shared_flags(args)):
         left = args.seconds - RESERVE - (time.monotonic() - start)
         limit = share * left
         if limit < least:
@@ -114,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"--- {part}, at most {limit:.0f} s", flush=True)
             # What a part is told to keep to is less than what it is killed at: it ends by itself.
             told = f"{max(1.0, 0.8 * limit - 10):.0f}"
-            results[part] = run([told if word == "{seconds}" else word for word in command], limit)
+            words = [told if word == "{seconds}" else word for word in command]
+            results[part] = program.run(words, limit, lambda line: print(line, end="", flush=True))
         output.write(args.output, f"{name}-gpu-check", {"about": about, "parts": results},
                      markdown(about, results, name))  # fmt: skip
     print(args.output / f"{name}-gpu-check.md", flush=True)
@@ -122,4 +74,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

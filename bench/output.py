@@ -1,35 +1,15 @@
-"""What the benchmarks' programs share: command line, environment, result files."""
+"""The benchmarks' result files: environment, tables, numbers with their range."""
 
-import argparse
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from cifar_lab import settings
-from cifar_lab.device import Device
-from cifar_lab.files import write_text
-from cifar_lab.recorder import environment
+from cifar_lab.run_folder.files import write_text
+from cifar_lab.run_folder.writer import environment
+from cifar_lab.training.device import Device
 
 RESULTS = Path(__file__).resolve().parent / "results"
-
-
-class Parser(argparse.ArgumentParser):
-    """Ends on a bad value with one line and status 2."""
-
-    def __init__(self, description: str) -> None:
-        super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )
-        add = self.add_argument
-        add("--device", type=settings.choice("auto", "cpu", "cuda", "mps"), default="auto", help="auto, cpu, cuda, mps")
-        add("--data-dir", type=settings.path, help="folder of CIFAR-10 (default: $CIFAR10_DIR, else data/)")
-        add("--made-up-data", action="store_true", help="random images of the same number and size instead")
-        add("--output", type=Path, default=RESULTS, help="folder of the result files (bench/results)")
-
-    def error(self, message: str) -> NoReturn:
-        settings.fail(f"{self.prog}: {message.removeprefix('argument ')}")
 
 
 def described(device: Device, data: str) -> dict:
@@ -65,7 +45,7 @@ def write(folder: Path, name: str, content: dict, markdown: str) -> None:
 
 
 def shown(value: dict | None, form: str, scale: float = 1.0) -> str:
-    """A median with its range: `2.31 (2.28 to 2.40)`; a dash where nothing was measured."""
+    """A median with its range: `2.31 (2.28 to 2.40)`; a dash if nothing was measured."""
     if value is None:
         return "-"
     median, low, high = (format(scale * value[key], form) for key in ("median", "min", "max"))

@@ -8,149 +8,146 @@ Each part is a process of its own. Results are written to bench/results/<device>
 """
 
 import json
-import subprocess
+import shlex
 import sys
 import tempfile
-import time
-from pathlib import Path
+from argparse import Namespace
 
+import numpy as np
 import torch
 
 import MyVGG
-from bench import ours, output, timing
-from cifar_lab.data import DataError
-from cifar_lab.device import DeviceError
-from cifar_lab.experiments import EXPERIMENTS
-from cifar_lab.runs import find_run_folders, read_run
-from cifar_lab.settings import choice, fail, integer, real
+from bench import ours, output, program, timing
+from cifar_lab.experiments import EXPERIMENTS, Experiment
+from cifar_lab.run_folder.reader import read_run
+from cifar_lab.settings import Settings, choice, integer, real
+from cifar_lab.training.device import Device
+from cifar_lab.training.script import description_of, recorders
 
-PARTS = ("epochs", "memory", "plots", "start")
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
-ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 3600.0  # seconds for a part
 
 
-def _flags(args, images: int, epochs: int) -> list[str]:
-    return [
-        "--bn", "--lrs", "1e-3", "--width", str(args.width), "--device", args.device, "--train-size", str(images),
-        "--test-size", "100", "--epochs", str(epochs), *ours.NO_CHECKPOINTS,
-    ]  # fmt: skip
+def _settings(args: Namespace, images: int, epochs: int) -> Settings:
+    return ours.parse(ours.command(
+        "vgg_a_bn", ours.ALONE, "--width", args.width, "--device", args.device, "--train-size", images,
+        "--test-size", 100, "--epochs", epochs,
+    ))[1]  # fmt: skip
 
 
-def epoch_times(args) -> dict:
+def epoch_times(args: Namespace) -> dict:
     """Training time of an epoch, without evaluation, as epochs.csv has it, for parts of the training images."""
-    data = ours.load(args.data_dir, args.made_up_data)
+    data, _ = program.data_and_device(args)
     rows = []
     for share in (SHARES[0], *SHARES):  # the first one twice: it warms up and is not counted
         images = int(args.images * share)
-        with tempfile.TemporaryDirectory() as results:
-            MyVGG.train(ours.lockstep(MyVGG, _flags(args, images, args.epochs), data, Path(results), ours.Quiet()), 0)
-            (folder,) = find_run_folders(results)
-            seconds = timing.spread(list(read_run(folder).epochs["train_seconds"]))
+        with ours.lockstep(_settings(args, images, args.epochs), data) as group:
+            MyVGG.train(group)
+            logged = read_run(group.runs[0].recorder.folder).epochs["train_seconds"]
+        seconds = timing.spread(logged.tolist())
         rows.append({"images": images, "seconds": seconds, "microseconds_an_image": 1e6 * seconds["median"] / images})
     return {"rows": rows[1:]}
 
 
-def memory(args) -> dict:
+def memory(args: Namespace) -> dict:
     """Memory in use at the end of each epoch: resident set, and on CUDA what tensors take."""
-    data = ours.load(args.data_dir, args.made_up_data)
+    data, device = program.data_and_device(args)
     images = max(200, args.images // 25)
     rows = []
-    with tempfile.TemporaryDirectory() as results:
-        # One epoch more than is walked through: what ends a run is no part of this.
-        group = ours.lockstep(MyVGG, _flags(args, images, args.memory_epochs + 1), data, Path(results), ours.Quiet())
-        update = group.accelerate(MyVGG.training_step)
-        for epoch in group.epochs():
-            for batch in group.batches(epoch):
-                update(batch)
-            group.evaluate(epoch)
+    # One epoch more than is trained: what ends a run is no part of this.
+    with ours.lockstep(_settings(args, images, args.memory_epochs + 1), data) as group:
+        for epoch, _ in enumerate(ours.train_epochs(group, MyVGG, args.memory_epochs), start=1):
             row = {"epoch": epoch}
             if sys.platform == "linux":
                 row["resident_bytes"] = timing.resident_bytes()
-            if group.device.torch.type == "cuda":
+            if device.torch.type == "cuda":
                 row["cuda_bytes"] = torch.cuda.memory_allocated()
             rows.append(row)
-            if epoch == args.memory_epochs:
-                break
     return {"images": images, "rows": rows}
 
 
-def plots(args) -> dict:
-    """Time of plot_results.py, the interpreter's start included, on made-up logs of every run of the report."""
-    from tests.made_up import write_run
+def _seconds(words: list[str]) -> float:
+    """The time of a command, the interpreter's start included."""
+    ended = program.run(words, LIMIT)
+    if ended["status"]:
+        raise RuntimeError(f"{words[0]}: exit status {ended['status']}: {' / '.join(ended['last_lines'][-6:])}")
+    return ended["seconds"]
 
+
+def plots(args: Namespace) -> dict:
+    """Time of plot_results.py on made-up logs of every run of the report."""
     rows = []
     for epochs in args.plot_epochs:
         with tempfile.TemporaryDirectory() as results:
-            for experiment in EXPERIMENTS:
-                for run in experiment.runs:
-                    write_run(results, run, "report", epochs=min(epochs, experiment.epochs))
-            steps = sum(len((f / "steps.csv").read_bytes().splitlines()) - 1 for f in find_run_folders(results))
-            start = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, str(ROOT / "plot_results.py"), results], capture_output=True, text=True
-            )
-            seconds = time.perf_counter() - start
-        if done.returncode:
-            raise RuntimeError(f"plot_results.py: exit status {done.returncode}: {done.stderr.strip()[-500:]}")
-        rows.append({"epochs": epochs, "steps": steps, "seconds": seconds})
+            steps = sum(write_logs(e, results, min(epochs, e.epochs)) for e in EXPERIMENTS)
+            rows.append({"epochs": epochs, "steps": steps, "seconds": _seconds(["plot_results.py", results])})
     return {"rows": rows}
 
 
-def start(args) -> dict:
+def write_logs(experiment: Experiment, results: str, epochs: int) -> int:
+    """Writes run folders of an experiment's runs, as training leaves them, with falling losses; returns their steps."""
+    _, settings = ours.parse(shlex.split(experiment.command(results=results))[1:])
+    opened = recorders(settings, description_of(settings), 0, Device(torch.device("cpu"), "fp32"))
+    steps = epochs * (settings.train_size // settings.batch_size)
+    noise = np.random.default_rng(0)
+    for recorder in opened:
+        curve = 2 * np.exp(-np.arange(steps) / steps) + noise.uniform(0, 0.2, steps)
+        recorder.start(epochs, {})
+        recorder.append_steps(1, curve)
+        for epoch, loss in enumerate(curve[:: steps // epochs], start=1):
+            recorder.append_epoch([epoch, recorder.config.lr, loss, 50, loss, 50, 1.5, 3000])
+        recorder.finish({"epochs": epochs, "steps": steps, "parameters": 1, "train_seconds": 1.5 * epochs})
+    return steps * len(opened)
+
+
+def start(args: Namespace) -> dict:
     """Time of a process that imports a training script and loads and verifies the data, three times."""
-    code = "import MyVGG, sys; from cifar_lab.data import load; len(sys.argv) > 1 and load(sys.argv[1] or None)"
+    code = "import MyVGG, sys; from cifar_lab.data.cache import load; len(sys.argv) > 1 and load(sys.argv[1] or None)"
     argument = [] if args.made_up_data else [args.data_dir or ""]
-    seconds = []
-    for _ in range(3):
-        at = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code, *argument], cwd=ROOT, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - at)
+    seconds = [_seconds(["-c", code, *argument]) for _ in range(3)]
     return {"data": not args.made_up_data, "seconds": timing.spread(seconds)}
 
 
+PARTS = {"epochs": epoch_times, "memory": memory, "plots": plots, "start": start}
+
 # --- All of it -------------------------------------------------------------------------------------------------------
+
+NAMES = {"resident_bytes": "resident set, MiB", "cuda_bytes": "tensors on the GPU, MiB"}
 
 
 def markdown(about: dict, measured: dict[str, dict]) -> str:
-    text = [f"# How cost grows\n\n{output.header(about)}\n"]
-    table = output.markdown_table
+    """The result file that people read."""
     width = f"VGG-A + BatchNorm at width {about['width']:g}"
+    text = [f"# How cost grows\n\n{output.header(about)}\n"]
     for part, m in measured.items():
         if "error" in m:
             text.append(f"\n## {part}\n\nFailed: {m['error']}\n")
         elif part == "epochs":
             largest = m["rows"][-1]["microseconds_an_image"]
+            rows = [[f"{r['images']:,}", output.shown(r["seconds"], ".3g"), f"{r['microseconds_an_image']:.1f}",
+                     f"{r['microseconds_an_image'] / largest:.2f}"] for r in m["rows"]]  # fmt: skip
+            columns = ["images", "s per epoch", "µs per image", "relative to the last row"]
             text.append("\n## Epoch time against the number of images\n\n")
-            text.append(f"{width}, one network, without evaluation.\n\n")
-            text.append(table(
-                ["images", "s an epoch", "µs an image", "relative to the last row"],
-                [[f"{r['images']:,}", output.shown(r["seconds"], ".3g"), f"{r['microseconds_an_image']:.1f}",
-                  f"{r['microseconds_an_image'] / largest:.2f}"] for r in m["rows"]],
-            ))  # fmt: skip
+            text.append(f"{width}, one network, without evaluation.\n\n{output.markdown_table(columns, rows)}")
         elif part == "memory":
+            columns = [c for c in NAMES if c in m["rows"][0]]
+            rows = [[str(r["epoch"]), *(f"{r[c] / 2**20:,.1f}" for c in columns)] for r in m["rows"]]
             text.append(f"\n## Memory over epochs\n\n{width}, {m['images']:,} images, at the end of each epoch.\n\n")
-            columns = [c for c in ("resident_bytes", "cuda_bytes") if c in m["rows"][0]]
-            names = {"resident_bytes": "resident set, MiB", "cuda_bytes": "tensors on the GPU, MiB"}
-            text.append(table(
-                ["epoch", *(names[c] for c in columns)],
-                [[str(r["epoch"]), *(f"{r[c] / 2**20:,.1f}" for c in columns)] for r in m["rows"]],
-            ))  # fmt: skip
+            text.append(output.markdown_table(["epoch", *(NAMES[c] for c in columns)], rows))
         elif part == "plots":
+            rows = [[str(r["epochs"]), f"{r['steps']:,}", f"{r['seconds']:.1f}"] for r in m["rows"]]
             text.append("\n## Plotting time against the length of the logs\n\n`plot_results.py` on made-up logs of all "
                         "17 runs of the report.\n\n")  # fmt: skip
-            text.append(table(
-                ["epochs a run, at most", "logged steps, all runs", "s"],
-                [[str(r["epochs"]), f"{r['steps']:,}", f"{r['seconds']:.1f}"] for r in m["rows"]],
-            ))  # fmt: skip
+            text.append(output.markdown_table(["epochs per run, at most", "logged steps, all runs", "s"], rows))
         else:
             what = "imports and the data, loaded and verified" if m["data"] else "imports alone"
-            text.append(f"\n## Warm start\n\nUntil a script can begin to train ({what}): "
-                        f"{output.shown(m['seconds'], '.1f')} s.\n")  # fmt: skip
+            time = output.shown(m["seconds"], ".1f")
+            text.append(f"\n## Warm start\n\nUntil a script can begin to train ({what}): {time} s.\n")
     return "".join(text)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = output.Parser(__doc__)
+def main(argv: list[str]) -> int:
+    parser = program.parser("bench.scaling", __doc__)
     add = parser.add_argument
     add("--parts", nargs="+", type=choice(*PARTS), default=list(PARTS), help=" ".join(PARTS))
     add("--width", type=real(0, 8, above=True), default=0.125, help="of the network (0.125)")
@@ -160,37 +157,24 @@ def main(argv: list[str] | None = None) -> int:
     add("--plot-epochs", nargs="+", type=integer(1, 300), default=[25, 50, 100, 200, 300], help="(25 50 100 200 300)")
     add("--worker", action="store_true", help="one part, in this process, JSON on standard output")
     args = parser.parse_args(argv)
-    try:
-        device = ours.choose_device(args.device)
-        data = "" if args.worker else ours.load(args.data_dir, args.made_up_data).name
-    except (DataError, DeviceError) as error:
-        fail(f"scaling: {error}")
-    args.epochs = args.epochs or (5 if device.torch.type == "cuda" else 1)
     if args.worker:
-        measure = {"epochs": epoch_times, "memory": memory, "plots": plots, "start": start}[args.parts[0]]
-        print(json.dumps(measure(args)), flush=True)
+        print(json.dumps(PARTS[args.parts[0]](args)), flush=True)
         return 0
-    about = output.described(device, data) | {"width": args.width}
+    data, device = program.data_and_device(args)
+    epochs = args.epochs or (5 if device.torch.type == "cuda" else 1)
+    about = output.described(device, data.name) | {"width": args.width}
+    name = f"{output.slug(device)}-scaling"
     measured: dict[str, dict] = {}
     for part in args.parts:
-        command = [
-            sys.executable, "-m", "bench.scaling", "--worker", "--parts", part, "--width", str(args.width),
-            "--images", str(args.images), "--epochs", str(args.epochs), "--memory-epochs", str(args.memory_epochs),
-            "--plot-epochs", *map(str, args.plot_epochs), "--device", device.torch.type,
-            *(["--data-dir", args.data_dir] if args.data_dir else []),
-            *(["--made-up-data"] if args.made_up_data else []),
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            measured[part] = {"error": f"exit status {done.returncode}: {' / '.join(done.stderr.splitlines()[-6:])}"}
-        else:
-            measured[part] = json.loads(done.stdout.splitlines()[-1])
-        output.write(args.output, f"{output.slug(device)}-scaling", {"about": about, **measured},
-                     markdown(about, measured))  # fmt: skip
+        measured[part] = {}
+        own = ["--worker", "--parts", part, "--epochs", str(epochs)]
+        if error := program.run_worker("bench.scaling", [*argv, *own], LIMIT, measured[part].update):
+            measured[part] = {"error": error}
+        output.write(args.output, name, {"about": about, **measured}, markdown(about, measured))
         print(f"{part}: {measured[part].get('error', 'done')}", flush=True)
-    print(args.output / f"{output.slug(device)}-scaling.md", flush=True)
+    print(args.output / f"{name}.md", flush=True)
     return int(any("error" in m for m in measured.values()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -14,7 +14,7 @@ def _ratio(above: float | None, below: float | None) -> float | None:
 
 
 def summary(records: list[dict]) -> list[dict]:
-    """One row a model and width."""
+    """One row per model and width."""
     cases: dict[tuple[str, float], list[dict]] = {}
     for record in records:
         of_case = cases.setdefault((record["model"], record["width"]), [])
@@ -25,28 +25,24 @@ def summary(records: list[dict]) -> list[dict]:
 
 def _row(measured: list[dict]) -> dict:
     numbers = sorted({r["round"] for r in measured})
+    by_mode = {(r["round"], r["mode"]): r for r in measured}
     flops = next((r["flops_per_training_image"] for r in measured if "flops_per_training_image" in r), None)
     # The best of the rounds' matrix products: one that was disturbed must not make the networks look good.
     matmul = max((r["matmul_flops_per_second"] for r in measured), default=None)
-    limit = matmul / flops if matmul and flops else None  # images a second at that rate
+    limit = matmul / flops if matmul and flops else None  # images per second at that rate
 
     def value(number: int, mode: str, field: str) -> float | None:
-        return next((r[field] for r in measured if (r["round"], r["mode"]) == (number, mode)), None)
+        return by_mode.get((number, mode), {}).get(field)
 
-    def over_rounds(of_round: Callable[[int], float | None]) -> dict | None:
-        return spread([of_round(number) for number in numbers])
+    def ratios(mode: str, above: str, of: Callable[[int], float | None]) -> dict | None:
+        return spread([_ratio(value(number, mode, above), of(number)) for number in numbers])
 
     def columns(mode: str) -> dict:
-        def speed(number: int) -> float | None:
-            return value(number, mode, "images_per_second")
-
         return {
-            "images_per_second": over_rounds(speed),
-            "ratio_to_classic": over_rounds(lambda n: _ratio(speed(n), value(n, "classic", "images_per_second"))),
-            "share_of_matmul_rate": over_rounds(lambda n: _ratio(speed(n), limit)),
-            "data_share_of_step": over_rounds(
-                lambda n: _ratio(value(n, mode, "batch_seconds"), value(n, mode, "step_seconds"))
-            ),
+            "images_per_second": spread([value(number, mode, "images_per_second") for number in numbers]),
+            "ratio_to_classic": ratios(mode, "images_per_second", lambda n: value(n, "classic", "images_per_second")),
+            "share_of_matmul_rate": ratios(mode, "images_per_second", lambda n: limit),
+            "data_share_of_step": ratios(mode, "batch_seconds", lambda n: value(n, mode, "step_seconds")),
             "peak_bytes": max((r["peak_bytes"] or 0 for r in measured if r["mode"] == mode), default=None),
         }
 
@@ -60,8 +56,8 @@ def _row(measured: list[dict]) -> dict:
         "flops_per_training_image": flops,
         "matmul_flops_per_second": matmul,
         **{mode: columns(mode) for mode in MODES},
-        "four_one_after_the_other_over_lockstep": over_rounds(
-            lambda n: _ratio(one_after_the_other(n), value(n, "lockstep", "step_seconds"))
+        "four_one_after_the_other_over_lockstep": spread(
+            [_ratio(one_after_the_other(n), value(n, "lockstep", "step_seconds")) for n in numbers]
         ),
     }
 

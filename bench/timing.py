@@ -41,9 +41,6 @@ def walk(
     return Timing(taken, images, time.perf_counter() - start)
 
 
-# --- Memory ----------------------------------------------------------------------------------------------------------
-
-
 def resident_bytes(field: str = "VmRSS") -> int:
     """A field of /proc/self/status: VmRSS, the process's resident set now, or VmHWM, its peak. Linux only."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -59,30 +56,20 @@ def start_peak(device: torch.device) -> None:
     elif sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # of glibc; other C libraries keep what they have
             ctypes.CDLL(None).malloc_trim(0)
-        with contextlib.suppress(OSError):  # where this is forbidden, the peak is that of the whole process so far
+        with contextlib.suppress(OSError):  # if this is forbidden, the peak is that of the whole process so far
             Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets VmHWM back to VmRSS
 
 
 def peak_bytes(device: torch.device) -> int | None:
     """Peak memory since `start_peak`: tensors on a CUDA device; elsewhere the resident set of this process, with
-    interpreter, PyTorch and data set in it, and without the worker processes of a data loader. None on Windows."""
+    interpreter, PyTorch and data set in it, and without the worker processes of a data loader. None if not on Linux."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    if sys.platform == "linux":
-        return resident_bytes("VmHWM")
-    if sys.platform == "win32":
-        return None
-    import resource  # there is none on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-# --- Spread ----------------------------------------------------------------------------------------------------------
+    return resident_bytes("VmHWM") if sys.platform == "linux" else None
 
 
 def spread(values: Sequence[float]) -> dict | None:
-    """Median, least and largest of some values and their number; None where there are none."""
+    """Median, least and largest of some values and their number; None if there are none."""
     values = [v for v in values if v is not None]
     if not values:
         return None

@@ -1,31 +1,45 @@
-"""The optimizers of the report, by name."""
+"""The optimizers, by name. Adding one is adding an entry to `OPTIMIZERS`."""
 
-from collections.abc import Iterable
-
-import torch
-from torch import nn
-
-from cifar_lab.config import RunConfig
-
-RMSPROP_ALPHA = 0.99  # smoothing of the squared gradient, the report's
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
-def build_optimizer(
-    config: RunConfig, parameters: Iterable[nn.Parameter], device: torch.device
-) -> torch.optim.Optimizer:
-    """The optimizer of a run; on CUDA its step can be captured in a graph.
+@dataclass(frozen=True)
+class Optimizer:
+    """One of torch.optim's."""
 
-    Adam (Kingma & Ba 2015) adds weight decay to the gradient, AdamW (Loshchilov & Hutter 2019) shrinks the weights
-    beside it; RMSprop is Tieleman & Hinton's (2012) without momentum.
-    """
-    shared = {"lr": config.lr, "weight_decay": config.weight_decay}
-    cuda = device.type == "cuda"
-    # One kernel over all parameters instead of several a parameter; MPS has it only in some versions.
-    fused = {"fused": True} if device.type in ("cpu", "cuda") else {}
-    if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, **shared, **fused, capturable=cuda)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **shared, **fused, capturable=cuda)
-    if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, **shared, alpha=RMSPROP_ALPHA, foreach=True, capturable=cuda)
-    return torch.optim.SGD(parameters, **shared, **fused, momentum=config.momentum)
+    label: str  # in figures
+    colour: str  # of its curves: one colour, one meaning, in all figures
+    kind: str  # name in torch.optim
+    options: Mapping[str, Any] = field(default_factory=dict)  # in place of PyTorch's defaults
+    momentum: bool = False  # whether it takes --momentum
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    # Kingma & Ba (2015); weight decay is added to the gradient.
+    "adam": Optimizer("Adam", "#E69F00", "Adam"),
+    # Loshchilov & Hutter (2019); weight decay shrinks the weights, apart from the gradient.
+    "adamw": Optimizer("AdamW", "#56B4E9", "AdamW"),
+    # Tieleman & Hinton (2012), without momentum; alpha smooths the squared gradient.
+    "rmsprop": Optimizer("RMSprop", "#CC79A7", "RMSprop", {"alpha": 0.99}),
+    "sgd": Optimizer("SGD", "#999999", "SGD", momentum=True),
+}
+
+
+def build_optimizer(config, parameters: Iterable, device):
+    """The optimizer of a run (`settings.RunConfig`) on a `torch.device`; on CUDA a graph can capture its step."""
+    from torch import optim  # plotting reads labels and colours, and does not wait for torch
+
+    entry = OPTIMIZERS[config.optimizer]
+    kind = getattr(optim, entry.kind)
+    accepted = inspect.signature(kind).parameters
+    fast = {}  # changes nothing but the speed
+    if device.type in ("cpu", "cuda"):  # one kernel over all parameters; MPS has it only in some versions
+        fast = {"fused": True} if "fused" in accepted else {"foreach": True}
+    if device.type == "cuda":
+        fast["capturable"] = True
+    fast = {name: value for name, value in fast.items() if name in accepted}
+    momentum = {"momentum": config.momentum} if entry.momentum else {}
+    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, **entry.options, **momentum, **fast)

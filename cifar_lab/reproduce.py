@@ -1,7 +1,7 @@
 """Runs a preset's list of commands, one after the other, then draws its figures.
 
     python -m cifar_lab.reproduce quick --seed 0 1 2
-    python -m cifar_lab.reproduce report --seconds 1500     # stops cleanly in time; the same command goes on
+    python -m cifar_lab.reproduce report --seconds 1500     # stops cleanly in time; the same command continues
     python -m cifar_lab.reproduce report --list
 
 A run that is complete is left out, one that was interrupted continues: the list can be stopped and started again at
@@ -9,7 +9,6 @@ will, also on another machine to which the results folder was moved. A command t
 there by then is drawn all the same.
 """
 
-import argparse
 import runpy
 import shlex
 import signal
@@ -18,13 +17,12 @@ import threading
 import time
 from pathlib import Path
 
-from cifar_lab.checkpoint import NEWEST
-from cifar_lab.config import PAPER_PRESETS, PRESETS
 from cifar_lab.experiments import experiments, folder_of
-from cifar_lab.settings import LARGEST_SEED, Parser, choice, integer, path, real
+from cifar_lab.run_folder.checkpoint import NEWEST
+from cifar_lab.settings import ALL_PRESETS, LARGEST_SEED, Parser, choice, integer, path, real
 
 ROOT = Path(__file__).resolve().parent.parent
-# The surfaces that are drawn side by side at the end of a preset: runs, points a side, images.
+# The surfaces that are drawn side by side at the end of a preset: runs, points per side, images.
 SURFACE_RUNS = ("vgg_a_lr0.001", "vgg_a_bn_lr0.001")
 INTERRUPTED, STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 SURFACES = {"quick": ("11", "512"), "laptop": ("25", "512"), "report": ("25", "2000")}
@@ -68,13 +66,9 @@ def run(command: str) -> int:
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(
-        prog="python -m cifar_lab.reproduce", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    presets = [*PRESETS, *PAPER_PRESETS]
+    parser = Parser("python -m cifar_lab.reproduce", __doc__)
     add = parser.add_argument
-    add("preset", type=choice(*presets), help=", ".join(presets))
+    add("preset", type=choice(*ALL_PRESETS), help=", ".join(ALL_PRESETS))
     add("--seed", type=integer(0, LARGEST_SEED), nargs="+", default=[0], help="seeds of every run (0)")
     add("--results", type=path, default="results", help="folder that run folders are written to (results)")
     add("--seconds", type=real(0, 1e9, above=True), help="stop cleanly after this long (never)")

@@ -1,20 +1,30 @@
-"""Command lines as typed settings: a field of a frozen dataclass is a flag, its documentation the flag's `--help`.
+"""What a run is: command-line flags as typed settings, presets, the settings that decide a run's numbers, folder names.
 
-A script subclasses `Settings`, adds its own fields and calls `parse`. A preset replaces defaults; a flag that is given
-replaces both. A value that is not allowed ends the program with one line on standard error and status 2.
+A field of a frozen dataclass is a flag and its documentation is the flag's `--help`. A script subclasses `Settings`,
+adds its own fields and calls `parse`. A preset replaces defaults; a flag that is given replaces both. A value that is
+not allowed ends the program with one line on standard error and status 2.
 """
 
 import argparse
 import math
+import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+from cifar_lab.optimizers import OPTIMIZERS
 
 INITS = ("he", "pytorch", "xavier")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
-OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 LARGEST_SEED = 2**32 - 1
+PUBLISHED = "published"  # in the results folder: results root of the runs that came with the repository
+SIZE = 32  # pixels, height and width of an image
+
+# --- Values of flags -------------------------------------------------------------------------------------------------
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
@@ -33,7 +43,7 @@ def integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def real(low: float, high: float, *, above: bool = False) -> Callable[[str], float]:
-    """A parser of finite numbers from `low` (excluded where `above`) to `high`."""
+    """A parser of finite numbers from `low` (excluded if `above`) to `high`."""
 
     def parse(text: str) -> float:
         try:
@@ -67,25 +77,151 @@ def path(text: str) -> str:
 
 
 def flag(
-    default: Any, documentation: str, kind: Callable | None = None, *, many: bool = False, metavar: str = ""
-) -> Any:
-    """A field that is also a command-line flag; a boolean field without `kind` is a switch (`--x`, or `--no-x`)."""
-    return field(
-        default=default,
-        metadata={"documentation": documentation, "kind": kind, "many": many, "metavar": metavar},
-    )
+    default: Any, documentation: str, kind: Callable | None = None, *, many: bool = False, metavar: str = "",
+    also: str = "",
+) -> Any:  # fmt: skip
+    """A field that is also a command-line flag; a boolean field without `kind` is a switch (`--x`, or `--no-x`).
+
+    documentation: what the value is, or what the switch does. many: it takes several values. also: a second name.
+    """
+    metadata = {"documentation": documentation, "kind": kind, "many": many, "metavar": metavar, "also": also}
+    return field(default=default, metadata=metadata)
 
 
-EPOCHS = "passes over the training images", integer(1, 1_000_000)  # documentation and kind; each script's own default
+def learning_rates(*default: float) -> Any:
+    """The flag of the learning rates, with a script's own default."""
+    kind = real(0, 1e6, above=True)
+    return flag(default, "learning rates, trained in lockstep", kind, many=True, also="--lr")
+
+
+def epochs(default: int) -> Any:
+    """The flag of the number of epochs, with a script's own default."""
+    return flag(default, "passes over the training images", integer(1, 1_000_000))
+
+
+# --- The settings of one run -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every setting that changes the numbers of one run. The number of epochs and versions are not among them."""
+
+    model: str  # name in `networks.NETWORKS`
+    optimizer: str = "adam"
+    lr: float = 1e-4
+    weight_decay: float = 1e-4
+    seed: int = 0
+    momentum: float = 0.0  # SGD only
+    width: float | None = 1.0  # None: the network has one width only
+    init: str = "he"
+    batch_size: int = 100
+    train_size: int = 50_000
+    test_size: int = 10_000
+    augment: bool = True
+    device: str = "auto"  # of a run that is trained: what auto resolved to
+    precision: str = "auto"  # the same
+    probe_every: int = 0  # steps between two probes of the landscape; 0: none
+    options: Mapping[str, Any] = field(default_factory=dict)  # of this network, those that differ from their default
+
+
+# A preset is a set of settings for one purpose; what is not in it has the script's default. Each flag overrides it.
+PRESETS: dict[str, dict] = {
+    "report": {},
+    "laptop": {"width": 0.25, "epochs": 20},
+    "quick": {"width": 0.125, "train_size": 5_000, "test_size": 2_000, "epochs": 5},
+}
+# The setting of Santurkar et al. (2018), section 3.2: VGG, plain SGD, learning rate 0.1, batch 128, 15,000 steps,
+# no augmentation.
+_PAPER = {
+    "optimizer": ("sgd",),
+    "lrs": (0.1,),
+    "weight_decay": 0.0,
+    "batch_size": 128,
+    "augment": False,
+    "init": "xavier",
+    "epochs": 39,  # of 391 steps: the paper's 15,000 are reached in the 39th
+    "probe_every": 100,
+}
+PAPER_PRESETS: dict[str, dict] = {
+    "paper": _PAPER,
+    # 40 whole batches: with 5,000 images every fourth probe would fall on a last batch of 8.
+    "paper-quick": _PAPER | {"width": 0.25, "train_size": 5_120, "test_size": 2_000, "epochs": 10, "probe_every": 10},
+}
+ALL_PRESETS = PRESETS | PAPER_PRESETS
+
+# What a setting is called in a folder's name, followed by its value; booleans stand without one. Model, optimizer,
+# learning rate, weight decay and seed are always in the name, these only if they differ from the preset's own.
+SHORT = {
+    "momentum": "momentum",
+    "width": "width",
+    "init": "init",
+    "batch_size": "batch",
+    "train_size": "train",
+    "test_size": "test",
+    "augment": "noaugment",
+    "precision": "",
+    "probe_every": "probe",
+}
+OPTION = r"[\w.+-]{1,64}"  # what the value of a network's option can be
+AUTO_PRECISION = {"cuda": "bf16"}  # what auto is on a device that has it in hardware; fp32 on the others
+
+
+def number(value: float) -> str:
+    """The shortest exact name of a number: 0.001 gives 1e-3, 0.00015 gives 1.5e-4, 0 gives 0."""
+    return f"{Decimal(repr(float(value))).normalize():e}" if value else "0"
+
+
+def preset_defaults(preset: str) -> dict:
+    """The preset's own values for the fields of `RunConfig`."""
+    chosen = {k: v[0] if isinstance(v, tuple) else v for k, v in ALL_PRESETS[preset].items()}
+    chosen |= {"lr": chosen["lrs"]} if "lrs" in chosen else {}
+    names = {f.name for f in fields(RunConfig)}
+    return {k: v for k, v in chosen.items() if k in names}
+
+
+def run_name(config: RunConfig, preset: str) -> str:
+    """The run folder's own name, for example `adam-lr1e-4-wd0-seed0-scale1`.
+
+    An option of the network is called by the last word of its name: residual_scale by `scale`.
+    """
+    own = asdict(RunConfig(config.model, **preset_defaults(preset)))
+    if "auto" not in (config.device, config.precision):
+        own["precision"] = AUTO_PRECISION.get(config.device, "fp32")
+    parts = [config.optimizer, f"lr{number(config.lr)}", f"wd{number(config.weight_decay)}", f"seed{config.seed}"]
+    named = [
+        (short, getattr(config, key)) for key, short in SHORT.items() if getattr(config, key) not in (own[key], None)
+    ]
+    named += [(name.split("_")[-1], value) for name, value in sorted(config.options.items())]
+    for short, value in named:
+        shown = repr(value).removesuffix(".0") if isinstance(value, float) else value
+        parts.append(short if isinstance(value, bool) else f"{short}{shown}")
+    return "-".join(parts)
+
+
+def run_folder(results: str | Path, preset: str, config: RunConfig) -> Path:
+    """`<results>/<preset>/<model>/<run name>`."""
+    return Path(results) / preset / config.model / run_name(config, preset)
+
+
+# --- The flags of a training script ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The flags that every training script has; a script adds its own, `complaint` and `runs`."""
+    """The flags that every training script has; a script adds its own and says with `network` which one they name."""
+
+    presets: ClassVar[dict[str, dict]] = PRESETS
+    networks: ClassVar[Mapping[str, Any]] = {}  # those of the script, by name; set by `parse`
+    choosing: ClassVar[tuple[str, ...]] = ("model", "bn")  # flags that do no more than choose the network
 
     preset: str = flag("report", "", metavar="NAME")
-    epochs: int = flag(200, *EPOCHS)
-    batch_size: int = flag(100, "images a training step", integer(2, 100_000))
+    epochs: int = epochs(200)
+    batch_size: int = flag(100, "images per step", integer(2, 100_000))
+    optimizer: tuple[str, ...] = flag(
+        ("adam",), f"optimizers, trained in lockstep: {', '.join(OPTIMIZERS)}", choice(*OPTIMIZERS), many=True
+    )
+    lrs: tuple[float, ...] = learning_rates(1e-3)
+    momentum: float = flag(0.0, "momentum of sgd", real(0, 1))
     weight_decay: float = flag(1e-4, "L2 regularization (decoupled from the gradient in AdamW)", real(0, 10))
     seed: tuple[int, ...] = flag(
         (0,), "seeds; each is a lockstep group of its own", integer(0, LARGEST_SEED), many=True
@@ -95,19 +231,77 @@ class Settings:
     augment: bool = flag(True, "train on the images as they are")
     train_size: int = flag(50_000, "training images used, the first of the data set", integer(2, 50_000))
     test_size: int = flag(10_000, "test images used, the first of the data set", integer(1, 10_000))
-    device: str = flag("auto", "auto, cpu, cuda or mps", choice("auto", "cpu", "cuda", "mps"))
+    probe_every: int = flag(
+        0, "steps between two probes of the landscape along the gradient; 0: none", integer(0, 10**9)
+    )
+    device: str = flag("auto", f"device to train on: {', '.join(DEVICES)}", choice(*DEVICES))
     precision: str = flag("auto", "auto is bf16 on CUDA and fp32 elsewhere; or fp32, tf32, bf16", choice(*PRECISIONS))
     cuda_graph: bool = flag(True, "launch every kernel from Python instead of replaying a CUDA graph")
     channels_last: bool = flag(True, "keep activations in NCHW order in memory")
     deterministic: bool = flag(False, "only kernels that give the same bits in every run (slower on CUDA)")
     results: str = flag("results", "folder that run folders are written to", path)
     data_dir: str | None = flag(None, "folder of CIFAR-10 (default: $CIFAR10_DIR, else data/)", path)
-    checkpoint_seconds: float = flag(60.0, "time between two checkpoints", real(0, 1e9), metavar="SECONDS")
+    checkpoint_seconds: float = flag(60.0, "seconds between two checkpoints", real(0, 1e9), metavar="SECONDS")
     fresh: bool = flag(False, "start again; what the run folder holds is moved aside, never deleted")
-    evaluate: str | None = flag(None, "evaluate this run's checkpoint, and train nothing", path, metavar="RUN_FOLDER")
+    evaluate: str | None = flag(
+        None,
+        "evaluate this run's checkpoint on its test images (or the first --test-size), and train nothing",
+        path,
+        metavar="RUN_FOLDER",
+    )
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the networks, those that were given
+
+    @property
+    def network(self) -> str:
+        """The name of the network to train: the script's only one, unless it has flags to choose."""
+        if len(self.networks) != 1:
+            fail(f"the script registers {len(self.networks)} networks; its settings need a `network` that chooses one")
+        return next(iter(self.networks))
+
+    def complaint(self) -> str:
+        """Why these settings do not go together; empty if they do."""
+        network = self.networks[self.network]
+        for name in self.options:
+            if name not in network.options:
+                have = ", ".join(n for n, other in self.networks.items() if name in other.options)
+                return f"--{name.replace('_', '-')}: {self.network} has no such option (only {have})"
+        if self.momentum and not any(OPTIMIZERS[name].momentum for name in self.optimizer):
+            able = ", ".join(name for name, o in OPTIMIZERS.items() if o.momentum)
+            return f"--momentum: only --optimizer {able} has momentum (asked for: {' '.join(self.optimizer)})"
+        return ""
+
+    def _own_flags(self) -> dict[str, Any]:
+        """The flags of a script's own that differ from their default: they decide a run's numbers too."""
+        shared = {f.name for f in fields(Settings)} | set(self.choosing)
+        own = [f for f in fields(self) if f.name not in shared]
+        return {f.name: getattr(self, f.name) for f in own if getattr(self, f.name) != f.default}
+
+    def runs(self, seed: int) -> list[RunConfig]:
+        """One lockstep group: a run per optimizer and learning rate. Device and precision are still as asked for."""
+        network = self.networks[self.network]
+        shared = {f.name: getattr(self, f.name) for f in fields(RunConfig) if hasattr(self, f.name)}
+        shared |= {
+            "model": self.network,
+            "seed": seed,
+            "width": self.width if network.has_width else None,
+            "options": self._own_flags() | {k: v for k, v in self.options.items() if v != network.options[k].default},
+        }
+        return [
+            RunConfig(**shared | {
+                "optimizer": name, "lr": lr, "momentum": self.momentum if OPTIMIZERS[name].momentum else 0.0,
+            })
+            for name in self.optimizer
+            for lr in self.lrs
+        ]  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
+    """A parser that shows its description as it is written, and refuses a command line in one line."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=raw)
+
     def error(self, message: str) -> NoReturn:
         """One line, without the usage that argparse puts before it."""
         fail(f"{self.prog}: {message.removeprefix('argument ')}")
@@ -119,17 +313,22 @@ def fail(message: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
-def parse(cls: type[Settings], argv: list[str], *, prog: str, description: str, presets: dict[str, dict]) -> Settings:
+def parse(
+    cls: type[Settings], argv: list[str], *, prog: str, description: str, networks: Mapping[str, Any]
+) -> Settings:
     """The settings that a command line asks for.
 
-    `presets` maps each preset's name to the defaults that it replaces. Exits with status 2 on a value that is not
-    allowed, and with status 0 after `--help`.
+    networks: those that the script may train (`networks.Network` by name), whose options become flags. Exits with
+    status 2 on a value that is not allowed, and with status 0 after `--help`.
     """
-    parser = Parser(
-        prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    cls = type(cls.__name__, (cls,), {"networks": networks})
+    parser = Parser(prog, description)
+    options = {name: f for network in networks.values() for name, f in network.options.items()}
     for f in fields(cls):
-        _add_flag(parser, f.name, f.default, f.metadata, presets)
+        if f.metadata and (f.name != "width" or any(n.has_width for n in networks.values())):
+            _add_flag(parser, f.name, f, cls.presets)
+    for name, f in options.items():
+        _add_flag(parser, name, f, cls.presets)
     given = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(parser.parse_args(argv)).items()
@@ -138,15 +337,22 @@ def parse(cls: type[Settings], argv: list[str], *, prog: str, description: str, 
     for name, value in given.items():
         if isinstance(value, tuple) and len(set(value)) < len(value):
             parser.error(f"--{name.replace('_', '-')}: a value is given twice")
-    settings = cls(**presets[given.get("preset", "report")] | given)
+    given["options"] = {name: given.pop(name) for name in options if name in given}
+    for name, value in given["options"].items():
+        if not re.fullmatch(OPTION, str(value)):
+            parser.error(f"--{name.replace('_', '-')}: {value!r} cannot be part of a folder's name")
+    settings = cls(**cls.presets[given.get("preset", "report")] | given)
+    if "width" in given and not networks[settings.network].has_width:
+        parser.error(f"--width: {settings.network} has one width only")
     if complaint := settings.complaint():
         parser.error(complaint)
     return settings
 
 
-def _add_flag(parser: argparse.ArgumentParser, field_name: str, default: Any, meta: Any, presets: dict) -> None:
+def _add_flag(parser: argparse.ArgumentParser, field_name: str, f: Field, presets: Mapping[str, dict]) -> None:
     """Adds one field's flag; one that is not given stays None, so that a preset can fill it."""
-    name, documentation, kind = field_name.replace("_", "-"), meta["documentation"], meta["kind"]
+    name, meta, default = field_name.replace("_", "-"), f.metadata, f.default
+    documentation, kind = meta["documentation"], meta["kind"]
     if isinstance(default, bool):
         switch, action = (f"--no-{name}", "store_false") if default else (f"--{name}", "store_true")
         parser.add_argument(switch, dest=field_name, help=documentation, action=action, default=None)
@@ -157,18 +363,7 @@ def _add_flag(parser: argparse.ArgumentParser, field_name: str, default: Any, me
         values = default if meta["many"] else (default,)
         documentation += f" ({' '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in values)})"
     parser.add_argument(
-        f"--{name}",
-        dest=field_name,
-        type=kind,
-        default=None,
-        nargs="+" if meta["many"] else None,
-        metavar=meta["metavar"] or name.split("-")[-1].upper(),
+        f"--{name}", *([meta["also"]] if meta["also"] else []), dest=field_name, type=kind, default=None,
+        nargs="+" if meta["many"] else None, metavar=meta["metavar"] or name.split("-")[-1].upper(),
         help=documentation.replace("%", "%%"),
-    )
-
-
-def complaint_about_optimizers(optimizers: tuple[str, ...], momentum: float) -> str:
-    """Why these optimizers do not go with this momentum; empty where they do."""
-    if momentum and "sgd" not in optimizers:
-        return f"--momentum: only --optimizer sgd has momentum (asked for: {' '.join(optimizers)})"
-    return ""
+    )  # fmt: skip

@@ -11,19 +11,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from cifar_lab.plan import SIZE
-from cifar_lab.settings import Settings
+from cifar_lab.settings import AUTO_PRECISION, Settings
 
 
 class DeviceError(Exception):
-    """The device or precision that was asked for is not to be had here; the text says which and why."""
+    """The device or precision that was asked for is not available here; the text says which and why."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where and how a run computes. None of this is part of a run's identity."""
+    """Where and how a run computes. Type and precision identify a run; the rest changes rounding only."""
 
     torch: torch.device
     precision: str  # fp32, tf32 or bf16
@@ -73,7 +71,7 @@ class Device:
 
     @property
     def evaluation_batch(self) -> int:
-        """Images a forward pass of evaluation: large where that keeps a GPU busy, in cache on a CPU."""
+        """Images per forward pass of evaluation: many to keep a GPU busy, few enough for a CPU's cache."""
         return 2_500 if self.torch.type == "cuda" else 500
 
 
@@ -107,7 +105,7 @@ def choose(settings: Settings) -> Device:
         raise DeviceError("--device mps: PyTorch finds no Apple GPU here; use --device cpu or auto")
     has_bf16 = kind == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
     if precision == "auto":
-        precision = "bf16" if has_bf16 else "fp32"
+        precision = AUTO_PRECISION.get(kind, "fp32") if has_bf16 else "fp32"
         if kind == "cuda" and not has_bf16:
             note = f"{torch.cuda.get_device_name()} has no bf16 arithmetic: training in fp32"
     elif precision == "tf32" and not has_bf16:
@@ -143,12 +141,17 @@ def _keep_freed_memory() -> None:
 
 
 @functools.cache
-def matmul_rate(device: Device, seconds: float = 0.3) -> float:
+def matmul_rate(device: Device) -> float:
+    """What `measure_matmul_rate` gives, measured once per process."""
+    return measure_matmul_rate(device)
+
+
+def measure_matmul_rate(device: Device, seconds: float = 0.3) -> float:
     """FLOP/s of a large square matrix product in the device's precision: the best of the repeats within `seconds`.
 
     The best, because it is a ceiling: what else runs on a machine can only lower it. On a CPU the product is computed
     as a matrix product and as a 1x1 convolution in turn: PyTorch has them from two libraries, of which the one for
-    convolutions, which the networks use, is more than twice as fast on some processors. Measured once a process.
+    convolutions, which the networks use, is more than twice as fast on some processors.
     """
     n = 8192 if device.torch.type == "cuda" else 1536
     dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
@@ -170,16 +173,3 @@ def matmul_rate(device: Device, seconds: float = 0.3) -> float:
                 device.synchronize()  # the host waits: this is a measurement
                 rates.append(2 * n**3 / (time.perf_counter() - start))
     return max(rates)
-
-
-def flops_per_training_image(model: nn.Module) -> float:
-    """FLOPs of one forward and backward pass for one image, as `torch.utils.flop_counter` counts them.
-
-    model: on the meta device, where shapes are computed and nothing else is.
-    """
-    batch = 2  # BatchNorm needs more than one value a channel
-    images = torch.empty(batch, 3, SIZE, SIZE, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        loss: Tensor = model.train()(images).sum()
-        loss.backward()
-    return counter.get_total_flops() / batch

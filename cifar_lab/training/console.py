@@ -1,10 +1,12 @@
-"""What a person sees: bars on a terminal, one plain line an epoch elsewhere."""
+"""What a person sees: bars on a terminal, one plain line per epoch elsewhere."""
 
 import signal
 import sys
 import time
 
 from tqdm import tqdm
+
+from cifar_lab.run_folder.reader import final_epochs
 
 
 def duration(seconds: float) -> str:
@@ -13,6 +15,36 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def epoch_text(epoch: int, target: int, results: list[tuple[str, dict]]) -> str:
+    """An epoch in a line. results: label of each run and what `TrainingRun.end_epoch` returned."""
+    parts = [
+        f"{label + ': ' if label else ''}loss {r['train_loss']:.3f}, accuracy {r['train_accuracy']:.1f}%, "
+        f"test accuracy {r['test_accuracy']:.2f}%"
+        for label, r in results
+    ]
+    return "; ".join([f"epoch {epoch}/{target}", *parts])
+
+
+def result_text(summary: dict) -> str:
+    """The end of a run in a line. summary: the content of summary.json."""
+    words = [f"{duration(summary['train_seconds'])} of training and {duration(summary['test_seconds'])} of tests"]
+    if summary["final_accuracy"] is not None:
+        n = final_epochs(summary["epochs"])
+        over = f"mean of the last {n} epochs" if n > 1 else "of one epoch"
+        words.append(f"final test accuracy {summary['final_accuracy']:.2f}% ({over})")
+    if summary["images_per_second"]:
+        words.append(f"{summary['images_per_second']:.0f} images/s, {summary['tflops']:.3g} TFLOP/s")
+        words.append(f"{100 * summary['share_of_matmul_rate']:.0f}% of the matrix-product rate")
+    if "probes_stopped_at_step" in summary:
+        words.append(f"probes stopped at step {summary['probes_stopped_at_step']}, where the gradient is not finite")
+    return ", ".join(words)
+
+
+def counted(number: int, word: str) -> str:
+    """A number with its noun: 1 epoch, 2 epochs."""
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 class Console:
@@ -24,7 +56,7 @@ class Console:
         self._batches: tqdm | None = None
 
     def say(self, text: str) -> None:
-        """One line, above the bars where there are any."""
+        """One line, above the bars if there are any."""
         if self.terminal:
             tqdm.write(text)
         else:

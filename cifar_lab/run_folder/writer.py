@@ -1,5 +1,6 @@
-"""Writes a run folder: settings, logs, checkpoints, summary. `cifar_lab.runs` reads it."""
+"""Writes a run folder: settings, logs, checkpoints, summary. `cifar_lab.run_folder.reader` reads it."""
 
+import contextlib
 import json
 import os
 import platform
@@ -15,10 +16,16 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from cifar_lab import checkpoint, files
-from cifar_lab.config import RunConfig
-from cifar_lab.run_files import EPOCH_COLUMNS, PROBE_COLUMNS, SCHEMA, STEP_COLUMNS, RunFileError, read_config
-from cifar_lab.runs import read_run
+from cifar_lab.networks import ROOT
+from cifar_lab.run_folder import checkpoint, files
+from cifar_lab.run_folder.reader import read_run
+from cifar_lab.run_folder.schema import SCHEMA, RunFileError, read_config
+from cifar_lab.run_folder.tables import (
+    EPOCH_COLUMNS,
+    PROBE_COLUMNS,
+    STEP_COLUMNS,
+)
+from cifar_lab.settings import RunConfig, run_folder
 
 HEADERS = {"epochs.csv": EPOCH_COLUMNS, "steps.csv": STEP_COLUMNS, "probes.csv": PROBE_COLUMNS}
 FILES = ("config.json", *HEADERS, "summary.json", checkpoint.NEWEST)
@@ -34,21 +41,11 @@ class Busy(FolderError):
 
 def environment(device: str, precision: str, data_sha256: dict[str, str]) -> dict:
     """What does not identify a run but belongs beside its numbers."""
-    root = Path(__file__).resolve().parent.parent
     commit = os.environ.get("GIT_COMMIT")  # for a copy without its history
-    try:
-        commit = (
-            commit
-            or subprocess.run(
-                ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=12"],
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            ).stdout.strip()
-        )
-    except (OSError, subprocess.SubprocessError):
-        commit = None
+    if not commit:
+        describe = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=12"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            commit = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     return {
         "commit": commit,
         "device": device,
@@ -65,12 +62,14 @@ def _this_process() -> str:
 
 
 class Recorder:
-    """One run's folder, held by this process from `open` to `close`."""
+    """One run's folder, held by this process from `acquire` to `release`."""
 
-    def __init__(self, folder: Path, config: RunConfig, preset: str) -> None:
-        self.folder = folder
+    def __init__(self, results: str | Path, preset: str, config: RunConfig, network: dict) -> None:
+        """network: what config.json says of it: script, label, colour, options, fingerprint."""
+        self.folder = folder = run_folder(results, preset, config)
         self.config = config
         self.preset = preset
+        self._network = network
         self._lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
         self._owner = folder.with_name(f".{folder.name}.owner.json")
         self._logs = [name for name in HEADERS if name != "probes.csv" or config.probe_every]
@@ -78,9 +77,9 @@ class Recorder:
     # --- Before training -----------------------------------------------------------------------------------------
 
     def existing(self, data_sha256: dict[str, str]) -> dict | None:
-        """The folder's config.json, None where there is no run yet. Writes nothing.
+        """The folder's config.json, None if there is no run yet. Writes nothing.
 
-        Raises FolderError where its settings are not the ones asked for, or its config.json cannot be read.
+        Raises FolderError if its settings are not the ones asked for, or its config.json cannot be read.
         """
         if not self.folder.exists():
             return None
@@ -93,6 +92,7 @@ class Recorder:
         except RunFileError as error:
             raise FolderError(f"{error}; --fresh moves the folder aside") from None
         old, new = found["settings"], asdict(self.config)
+        old["fingerprint"], new["fingerprint"] = found["network"]["fingerprint"], self._network["fingerprint"]
         differ = [f"{k} {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
         if found["environment"].get("data_sha256", data_sha256) != data_sha256:
             differ.append("the data's checksums")
@@ -103,7 +103,7 @@ class Recorder:
         return found
 
     def summary(self) -> dict | None:
-        """The folder's summary.json, None where the run has not ended. Raises FolderError."""
+        """The folder's summary.json, None if the run has not ended. Raises FolderError."""
         if not (self.folder / "summary.json").exists():
             return None
         try:
@@ -133,7 +133,7 @@ class Recorder:
             self._lock.release()
 
     def _holder(self) -> str | None:
-        """The process that holds the folder, in words; None where that cannot be said."""
+        """The process that holds the folder, in words; None if that cannot be said."""
         try:
             owner = json.loads(self._owner.read_text(encoding="utf-8"))
             return f"process {owner['pid']} on {owner['host']}"
@@ -141,9 +141,9 @@ class Recorder:
             return None
 
     def _check_held(self) -> None:
-        """Raises Busy where another process has taken the run over.
+        """Raises Busy if another process has taken over the run.
 
-        The lock alone does not keep it out where the results folder was removed, and the lock with it, or where a
+        The lock alone does not keep it out if the results folder was removed, and the lock with it, or if a
         network file system's locks end at the host.
         """
         if (holder := self._holder()) not in (None, _this_process()):
@@ -174,6 +174,7 @@ class Recorder:
             "schema": SCHEMA,
             "preset": self.preset,
             "settings": asdict(self.config),
+            "network": self._network,
             "epochs": epochs,
             "command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
             "environment": described,
@@ -185,10 +186,10 @@ class Recorder:
             if not (self.folder / name).exists():
                 files.write_text(self.folder / name, ",".join(HEADERS[name]) + "\n")
 
-    def cut_back(self, epochs: int, steps: int, probed_up_to: int) -> None:
-        """Drops what the logs hold beyond a checkpoint, and the summary, which is derived from them.
+    def truncate(self, epochs: int, steps: int, probed_up_to: int) -> None:
+        """Removes what the logs hold beyond a checkpoint, and the summary, which is derived from them.
 
-        Raises FolderError, and then has changed nothing, where they hold less than the checkpoint.
+        Raises FolderError, and then has changed nothing, if they hold less than the checkpoint.
         """
         kept = {name: self._rows(name, wanted) for name, wanted in (("epochs.csv", epochs), ("steps.csv", steps))}
         if "probes.csv" in self._logs:

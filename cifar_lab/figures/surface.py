@@ -1,7 +1,6 @@
-"""The figures of filter-normalized surfaces, from the files that `surface.py` writes: contours, 3D views, lines."""
+"""The figures of filter-normalized surfaces, from the files of `measures.surface`: contours, 3D views, lines."""
 
 import hashlib
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import LogLocator
 
-from cifar_lab.figures import COLOURS, LABELS, plt, save, small_print
-from cifar_lab.run_files import RunFileError
-from cifar_lab.runs import Run
-from surface import BATCH, Grid, Surface, command, read_surface
+from cifar_lab.figures.style import Figures, looks, plt, small_print, wrapped
+from cifar_lab.measures.surface import BATCH, Grid, Surface, command, read_surface
+from cifar_lab.run_folder.reader import Run
+from cifar_lab.run_folder.schema import RunFileError
 
 SHOWN = 10 * np.log(10)  # nats: ten times the loss of a uniform guess; what is above is drawn as if it were this
 DECADE = 10.0  # a ratio of largest to smallest loss from which on the scale is logarithmic
@@ -24,7 +23,7 @@ class Panel:
     """One network's part of a figure."""
 
     label: str
-    model: str
+    colour: str | None  # of its line; None: the next of matplotlib's
     surface: Surface
     losses: np.ndarray  # in the order of the file; what is above the scale, or not finite, is at its end
 
@@ -43,12 +42,9 @@ class Scale:
     logarithmic: bool
 
 
-def draw_all(figures, folder: Path, runs: Sequence[Run]) -> None:
-    """Draws what surface files the runs have; networks that share all other settings side by side.
-
-    figures: a `landscape_plots.Figures`, which is told what was drawn and what is missing.
-    """
-    groups: dict[tuple[str, str], dict[Path, Surface]] = {}
+def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) -> None:
+    """Draws the surface files that the runs have; networks that share all other settings side by side."""
+    groups: dict[tuple[str, str, int], dict[Run, Surface]] = {}
     for run in sorted(runs, key=lambda run: run.model):
         for file in sorted(run.folder.glob("surface-*.csv")):
             try:
@@ -57,47 +53,46 @@ def draw_all(figures, folder: Path, runs: Sequence[Run]) -> None:
                 figures.errors.append(error)
                 continue
             if surface.complete:
-                groups.setdefault((surface.grid.stem, run.name), {})[run.folder] = surface
+                groups.setdefault((surface.grid.stem, run.settings_name, run.seed), {})[run] = surface
             else:
                 figures.missing.append((file.stem, command([run.folder], surface.grid)))
     for surfaces in groups.values():
-        for stem, caption in draw(surfaces, folder):
-            figures.drawn.append((stem, caption))
+        draw(figures, results / preset / "figures", surfaces)
 
 
-def draw(surfaces: Mapping[Path, Surface], folder: Path) -> list[tuple[Path, str]]:
-    """Figures of surfaces of one grid, by run folder, side by side on one scale.
+def draw(figures: Figures, folder: Path, surfaces: Mapping[Run, Surface]) -> None:
+    """Figures of surfaces of one grid, side by side on one scale.
 
-    Two dimensions: contours and a 3D view; one: a line each. Returns paths without suffix, and captions.
+    Two dimensions: contours and a 3D view; one: a line each.
     """
     grid = next(iter(surfaces.values())).grid
     everything = np.concatenate([surface.losses for surface in surfaces.values()])
     finite = everything[np.isfinite(everything)]
     if not len(finite):
-        return []
+        return
     highest = min(float(finite.max()), SHOWN)
     lowest = min(max(float(finite.min()), highest * 1e-4), highest)
-    runs = dict.fromkeys(f"{run.resolve().parents[1].name}, {run.resolve().name}" for run in surfaces)
-    note = f"{'; '.join(runs)}: {_note(grid)}"
+    named = dict.fromkeys(f"{run.preset}, {run.name}" for run in surfaces)
+    note = f"{'; '.join(named)}: {_note(grid)}"
     above = int((~(everything <= highest)).sum())
     if above:
         note += f"; {above} of {len(everything)} points are above {highest:.3g} nats and are drawn there"
-    labels = _labels(list(surfaces))
+    repeated = len({run.model for run in surfaces}) < len(surfaces)
+    look_of = looks(list(surfaces))
     panels = [
-        Panel(label, run.resolve().parent.name, surface, np.where(surface.losses <= highest, surface.losses, highest))
-        for label, (run, surface) in zip(labels, surfaces.items(), strict=True)
-    ]
+        Panel(
+            look_of[run].label + (f"\n{run.name}" if repeated else ""), None if repeated else look_of[run].colour,
+            surface, np.where(surface.losses <= highest, surface.losses, highest),
+        )
+        for run, surface in surfaces.items()
+    ]  # fmt: skip
     scale = Scale(lowest, max(highest, 1.001 * lowest), highest > DECADE * lowest)
-    drawn = []
+    caption = f"Filter-normalized surface (Li et al. 2018) of {' and '.join(p.label for p in panels)}, {grid.mode} mode"
     for suffix, function in ({"": _lines} if grid.dims == 1 else {"-contour": _contours, "-3d": _views}).items():
         figure = function(panels, scale)
         figure.suptitle(f"Filter-normalized surface around the trained network ({grid.mode} mode)", fontsize=11)
-        width = int(16.5 * figure.get_figwidth())  # characters of small print in a line
-        small_print(figure, "\n".join(textwrap.wrap(note, width)))
-        stem = folder / f"{grid.stem}-{_joined(list(surfaces))}{suffix}"
-        save(figure, stem)
-        drawn.append((stem, f"Filter-normalized surface (Li et al. 2018) of {' and '.join(labels)}, {grid.mode} mode"))
-    return drawn
+        small_print(figure, wrapped(note, int(16.5 * figure.get_figwidth())))
+        figures.add(figure, folder / f"{grid.stem}-{_joined(list(surfaces))}{suffix}", caption)
 
 
 def _note(grid: Grid) -> str:
@@ -109,32 +104,22 @@ def _note(grid: Grid) -> str:
     )
 
 
-def _labels(folders: Sequence[Path]) -> list[str]:
-    """What the panels are called: the network, and the run's name where the networks repeat."""
-    models = [folder.resolve().parent.name for folder in folders]
-    labels = []
-    for folder, model in zip(folders, models, strict=True):
-        base = LABELS.get(model.removesuffix("_bn"), model.removesuffix("_bn"))
-        label = f"{base} + BatchNorm" if model.endswith("_bn") else base
-        labels.append(label if models.count(model) == 1 else f"{label}\n{folder.resolve().name}")
-    return labels
-
-
-def _joined(folders: Sequence[Path]) -> str:
+def _joined(runs: Sequence[Run]) -> str:
     """The runs' part of a figure's file name."""
-    runs = [(folder.resolve().parent.name, folder.resolve().name) for folder in folders]
-    if len({name for _, name in runs}) == 1:
-        return f"{'-vs-'.join(model for model, _ in runs)}-{runs[0][1]}"
-    joined = "-vs-".join(f"{model}-{name}" for model, name in runs)
-    return joined if len(joined) < 150 else f"{len(runs)}runs-{hashlib.sha256(joined.encode()).hexdigest()[:12]}"
+    published = "-published" if runs[0].published else ""
+    if len({run.name for run in runs}) == 1:
+        return f"{'-vs-'.join(run.model for run in runs)}-{runs[0].name}{published}"
+    joined = "-vs-".join(f"{run.model}-{run.name}" for run in runs)
+    if len(joined) >= 150:
+        joined = f"{len(runs)}runs-{hashlib.sha256(joined.encode()).hexdigest()[:12]}"
+    return joined + published
 
 
 def _lines(panels: Sequence[Panel], scale: Scale):
     figure, axes = plt.subplots()
-    distinct = len({panel.model for panel in panels}) == len(panels)
     for panel in panels:
         a = panel.surface.grid.coordinates()[:, 0]
-        axes.plot(a, panel.losses, color=COLOURS.get(panel.model) if distinct else None, label=panel.label)
+        axes.plot(a, panel.losses, color=panel.colour, label=panel.label)
     axes.set(xlabel="a, along the direction", ylabel="loss (nats)")
     if scale.logarithmic:
         axes.set_yscale("log")

@@ -9,10 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from cifar_lab.augment import augment, normalize, to_unit
-from cifar_lab.data import Cifar10
-from cifar_lab.device import Device
-from cifar_lab.plan import SIZE, epoch_plan
+from cifar_lab.data.cache import Cifar10
+from cifar_lab.training.augment import augment, normalize, to_unit
+from cifar_lab.training.device import Device
+from cifar_lab.training.plan import SIZE, epoch_plan
 
 AHEAD = 5_000  # images augmented at once on a GPU; the epoch's 50,000 take 0.6 GB in fp32
 
@@ -20,8 +20,8 @@ AHEAD = 5_000  # images augmented at once on a GPU; the epoch's 50,000 take 0.6 
 class Loader:
     """The batches of one seed, and the test images.
 
-    `position` (step within the epoch) and `global_step` (over the whole run) are counters on the device, from 0: a
-    replayed CUDA graph reads and advances them without the host.
+    `index` (the step within the epoch) and `step` (over the whole run) are counters on the device, from 0: a replayed
+    CUDA graph reads and advances them without the host.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Loader:
         self.labels = resident(data.train_labels, train_size).long()  # (N,)
         self.test_images = resident(data.test_images, test_size)
         self.test_labels = resident(data.test_labels, test_size).long()
-        self.position = torch.zeros((), dtype=torch.int64, device=device.torch)
-        self.global_step = torch.zeros((), dtype=torch.int64, device=device.torch)
+        self.index = torch.zeros((), dtype=torch.int64, device=device.torch)
+        self.step = torch.zeros((), dtype=torch.int64, device=device.torch)
         self._order = torch.zeros(train_size, dtype=torch.int64, device=device.torch)
         self._table = torch.zeros(train_size, 10, device=device.torch)  # rows of EpochPlan.table
         self._offsets = torch.arange(batch_size, device=device.torch)
@@ -61,7 +61,7 @@ class Loader:
 
     @property
     def steps(self) -> int:
-        """Steps an epoch, the partial last batch included."""
+        """Steps per epoch, the partial last batch included."""
         return -(-len(self.images) // self.batch_size)
 
     def size(self, step: int) -> int:
@@ -73,7 +73,7 @@ class Loader:
         return torch.from_numpy(plan.order), torch.from_numpy(plan.table())
 
     def start_epoch(self, epoch: int, step: int = 0) -> None:
-        """Puts an epoch's plan and the counters on the device, to go on at a step within the epoch."""
+        """Puts an epoch's plan and the counters on the device, to continue at a step within the epoch."""
         planned = self._next_plan
         order, table = planned[1].result() if planned and planned[0] == epoch else self._plan(epoch)
         self._next_plan = epoch + 1, self._planner.submit(self._plan, epoch + 1)
@@ -82,17 +82,17 @@ class Loader:
         if self._ahead is not None:
             for rows in torch.arange(step * self.batch_size, len(order), device=self.device.torch).split(AHEAD):
                 self._ahead[rows] = self._augmented(rows).permute(0, 2, 3, 1)
-        self.position.fill_(step)
-        self.global_step.fill_((epoch - 1) * self.steps + step)
+        self.index.fill_(step)
+        self.step.fill_((epoch - 1) * self.steps + step)
 
     def _augmented(self, rows: Tensor) -> Tensor:
-        """The images (B, 3, 32, 32) at places (B,) of the epoch's order."""
+        """The images (B, 3, 32, 32) at the indices `rows` (B,) of the epoch's order."""
         images = self.images.index_select(0, self._order.index_select(0, rows))
         return augment(images, self._table.index_select(0, rows)) if self.augmented else normalize(to_unit(images))
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
-        """The batch at `position`: images (size, 3, 32, 32) in [-1, 1], labels (size,). Reads nothing from the host."""
-        rows = self._offsets[:size] + self.position * self.batch_size
+        """The batch at `index`: images (size, 3, 32, 32) in [-1, 1], labels (size,). Reads nothing from the host."""
+        rows = self._offsets[:size] + self.index * self.batch_size
         labels = self.labels.index_select(0, self._order.index_select(0, rows))
         if self._ahead is None:
             return self.device.place(self._augmented(rows)), labels
@@ -100,8 +100,8 @@ class Loader:
 
     def advance(self) -> None:
         """Moves the counters on by a step."""
-        self.position += 1
-        self.global_step += 1
+        self.index += 1
+        self.step += 1
 
     def test_batches(self):
         """The test images in order, only normalized, with their labels."""

@@ -1,18 +1,14 @@
 """The filter-normalized loss surface around a trained network (Li et al. 2018, "Visualizing the Loss Landscape of
 Neural Nets"): f(a, b) = L(w + a d1 + b d2), with random directions whose filters have the norms of the network's own.
 
-    python landscape.py surface RUN_FOLDER                    2D, 25 x 25 points, contour and 3D figures
-    python landscape.py surface RUN_FOLDER RUN_FOLDER         both networks side by side, on one colour scale
-    python landscape.py surface RUN_FOLDER --dims 1           along one direction
-
-`compute` writes a file into the run folder, a row a grid point, and goes on where an earlier one stopped; the figures
-are drawn from the files alone.
+`compute` writes a file into the run folder, one row per grid point, and continues if it was stopped; the figures are
+drawn from the files alone.
 """
 
-import argparse
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
@@ -20,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_lab import files
-from cifar_lab.run_files import RunFileError, read_config, training_command
-from cifar_lab.settings import LARGEST_SEED, Parser, choice, fail, integer, path, real
+from cifar_lab.run_folder import files
+from cifar_lab.run_folder.schema import RunFileError
 
-BATCH = 128  # images a forward pass, at most: the fastest on a CPU
+BATCH = 128  # images per forward pass, at most: the fastest on a CPU
 LARGEST_GRID = 1001  # points along a direction
 COLUMNS = "a,b,loss"
 
@@ -123,7 +118,7 @@ def read_surface(file: str | Path) -> Surface:
 
 
 def direction(parameters: Iterable, generator) -> list:
-    """One filter-normalized random direction: a tensor for each parameter, None where the direction is zero.
+    """One filter-normalized random direction: a tensor for each parameter, None if the direction is zero.
 
     Standard normal, then each filter (for a convolution the weights of an output channel, for a linear layer the
     weights of an output unit) is scaled to the norm of the network's own. Biases and BatchNorm's parameters, the
@@ -143,25 +138,14 @@ def direction(parameters: Iterable, generator) -> list:
     return result
 
 
-def mean_loss(model, images, labels) -> float:
-    """Mean cross-entropy (nats) in equal batches of at most 128. images (N, 3, 32, 32), labels (N,), on one device."""
-    import torch
+def grid_losses(model, images, labels, grid: Grid, done: int = 0) -> Iterable[float]:
+    """The mean cross-entropy (nats) at each grid point in the file's order, without the first `done`.
 
-    batches = -(-len(images) // BATCH)
-    with torch.no_grad():
-        losses = [
-            torch.nn.functional.cross_entropy(model(x), y, reduction="sum")
-            for x, y in zip(images.tensor_split(batches), labels.tensor_split(batches), strict=True)
-        ]
-        return float(torch.stack(losses).cpu().double().sum() / len(images))
-
-
-def evaluate(model, images, labels, grid: Grid, done: int = 0) -> Iterable[float]:
-    """The loss at each grid point in the file's order, without the first `done`. The model's weights are moved about.
-
-    Dropout is off in both modes.
+    images (N, 3, 32, 32), labels (N,). Changes the model's weights. Dropout is off in both modes.
     """
-    import torch
+    import torch  # here and above: whoever draws figures does not wait for it
+
+    from cifar_lab.measures.evaluation import evaluate
 
     model.eval()
     if grid.mode == "train":
@@ -169,6 +153,7 @@ def evaluate(model, images, labels, grid: Grid, done: int = 0) -> Iterable[float
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 module.train()
     parameters = list(model.parameters())
+    batches = -(-len(images) // BATCH)
     generator = torch.Generator().manual_seed(grid.seed)
     directions = [direction(parameters, generator) for _ in range(2)]
     moved = [
@@ -181,7 +166,9 @@ def evaluate(model, images, labels, grid: Grid, done: int = 0) -> Iterable[float
         with torch.no_grad():
             for p, w, d1, d2 in moved:
                 p.copy_(w).add_(d1, alpha=a).add_(d2, alpha=b)
-        yield mean_loss(model, images, labels)
+        # In equal batches.
+        pairs = zip(images.tensor_split(batches), labels.tensor_split(batches), strict=True)
+        yield float(evaluate(model, pairs)[0]) / len(images)
 
 
 def compute(file: Path, model, weights_sha256: str, images, labels, grid: Grid, each: Callable[[int], None]) -> None:
@@ -202,7 +189,7 @@ def compute(file: Path, model, weights_sha256: str, images, labels, grid: Grid, 
     done, size = len(found.losses), found.size
     each(done)
     places = grid.coordinates()[done:].tolist()
-    for (a, b), loss in zip(places, evaluate(model, images, labels, grid, done), strict=True):
+    for (a, b), loss in zip(places, grid_losses(model, images, labels, grid, done), strict=True):
         if file.stat().st_size != size:
             raise RunFileError(file, "another process writes to it")
         row = f"{a!r},{b!r},{loss!r}\n"
@@ -220,133 +207,8 @@ def weights_digest(model) -> str:
     return digest.hexdigest()
 
 
-# --- Command line -----------------------------------------------------------------------------------------------------
-
-
 def command(folders: Sequence[Path], grid: Grid) -> str:
     """The command that computes a surface."""
     default = Grid()
     flags = [f"--{name} {value}" for name, value in asdict(grid).items() if value != getattr(default, name)]
-    return " ".join(["python landscape.py surface", *map(str, folders), *flags])
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line's flags."""
-    default = Grid()
-    raw = argparse.RawDescriptionHelpFormatter
-    p = Parser(prog="landscape.py surface", description=__doc__, allow_abbrev=False, formatter_class=raw)
-    p.add_argument("folders", nargs="+", type=path, metavar="RUN_FOLDER", help="folder of a trained run")
-    p.add_argument("--dims", type=choice("1", "2"), default="2", help="directions: 1 or 2 (2)")
-    p.add_argument("--points", type=_odd, default=default.points, help=f"along each direction, odd ({default.points})")
-    p.add_argument("--range", type=real(0, 1e3, above=True), default=default.range, help="largest |a| and |b| (1)")
-    p.add_argument(
-        "--images", type=integer(2, 50_000), default=default.images, help=f"training images ({default.images})"
-    )
-    p.add_argument("--seed", type=integer(0, LARGEST_SEED), default=0, help="of directions and images (0)")
-    p.add_argument("--mode", type=choice("eval", "train"), default="eval", help="of BatchNorm: eval or train (eval)")
-    p.add_argument("--device", type=choice("auto", "cpu", "cuda", "mps"), default="auto", help="auto, cpu, cuda or mps")
-    p.add_argument("--data-dir", type=path, default=None, help="folder of CIFAR-10 (default: $CIFAR10_DIR, else data/)")
-    return p
-
-
-def _odd(text: str) -> int:
-    value = integer(3, LARGEST_GRID)(text)
-    if value % 2 == 0:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is even: the trained network itself is a point only where it is odd"
-        )
-    return value
-
-
-def main(argv: list[str]) -> int:
-    """Computes and draws the surfaces that the command line asks for; returns the exit status."""
-    options = parser().parse_args(argv)
-    folders = list(dict.fromkeys(map(Path, options.folders)))
-    grid = Grid(**{f.name: f.type(getattr(options, f.name)) for f in fields(Grid)})
-
-    from cifar_lab.checkpoint import CheckpointError
-    from cifar_lab.console import Stopped
-    from cifar_lab.data import DataError, load
-    from cifar_lab.device import DeviceError, choose
-    from cifar_lab.settings import Settings
-
-    try:  # everything that can be wrong, before anything is written
-        networks = {folder: _network(folder, grid) for folder in folders}
-        device = choose(Settings(device=options.device, precision="fp32"))
-        data = load(options.data_dir)
-        for folder, (_, train_size) in networks.items():
-            if train_size > len(data.train_images):
-                raise DataError(
-                    f"{folder} was trained on {train_size} images; the data set has {len(data.train_images)}"
-                )
-    except (RunFileError, CheckpointError, DeviceError, DataError) as error:
-        fail(f"landscape.py surface: {error}")
-
-    try:
-        for folder, (model, train_size) in networks.items():
-            _compute(folder / f"{grid.stem}.csv", device.place(model), data, train_size, grid, device)
-
-        from surface_plots import draw
-
-        folders.sort(key=lambda folder: folder.resolve().parent.name)  # by network, as `draw_all` has them
-        surfaces = {folder: read_surface(folder / f"{grid.stem}.csv") for folder in folders}
-        # Run folders are results/<preset>/<model>/<name>; the figures go to results/<preset>/figures.
-        for stem, caption in draw(surfaces, folders[0].resolve().parents[1] / "figures"):
-            print(f"{stem}.png, .svg: {caption}")
-    except Stopped as stopped:
-        fail("landscape.py surface: stopped; what is computed is saved, and the same command goes on", stopped.status)
-    except RunFileError as error:
-        fail(f"landscape.py surface: {error}", 1)
-    except OSError as error:
-        fail(f"landscape.py surface: {error.filename}: {error.strerror}; the same command goes on later", 1)
-    return 0
-
-
-def _compute(file: Path, model, data, train_size: int, grid: Grid, device) -> None:
-    """`compute` on a run's training images, with a bar. Raises Stopped, after a whole row, where a signal says so."""
-    import torch
-    from tqdm import tqdm
-
-    from cifar_lab.augment import normalize, to_unit
-    from cifar_lab.console import Stopped, StopSignals
-
-    chosen = np.random.default_rng(grid.seed).permutation(train_size)[: grid.images]
-    images = device.place(normalize(to_unit(torch.from_numpy(data.train_images[chosen]))))
-    labels = torch.from_numpy(data.train_labels[chosen]).long().to(device.torch)
-    total = len(grid.coordinates())
-    with StopSignals() as stop, tqdm(total=total, unit="point", disable=None, dynamic_ncols=True) as bar:
-
-        def each(done: int) -> None:
-            bar.update(done - bar.n)
-            if stop.received and done < total:
-                raise Stopped(stop.received)
-
-        compute(file, model, weights_digest(model), images, labels, grid, each)
-
-
-def _network(folder: Path, grid: Grid):
-    """A run's trained network, and how many of the data set's images it was trained on. Writes nothing.
-
-    Raises RunFileError and CheckpointError, which say what would make what is missing.
-    """
-    from cifar_lab.checkpoint import CheckpointError, load_model
-
-    if not os.path.isdir(folder):  # pathlib raises where a name is too long
-        raise RunFileError(folder, "there is no such run folder; python MyVGG.py and python MyFramework.py make them")
-    config = read_config(folder)
-    name, train_size = config["settings"]["model"], config["settings"]["train_size"]
-    if name.startswith("vgg"):
-        from MyVGG import build
-    else:
-        from MyFramework import build
-
-    try:
-        model, _ = load_model(folder, build, (name,))
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; what makes it: {training_command(folder, config)}") from None
-    file = folder / f"{grid.stem}.csv"
-    if file.exists():
-        read_surface(file)
-    if grid.images > train_size:
-        raise RunFileError(folder, f"--images {grid.images}: the run was trained on {train_size}, and no more are used")
-    return model, train_size
+    return " ".join(["python landscape.py surface", *(shlex.quote(str(folder)) for folder in folders), *flags])

@@ -6,36 +6,13 @@ own, forked and joined by events: their kernels are too small to fill a GPU alon
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
 
-_branching = False  # while a single run's step is captured
+from cifar_lab.networks import Branches
+
 WARM_UP = 3  # steps before the capture: cuDNN chooses its algorithms, optimizers make their state
-
-
-def side_by_side(branches: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
-    """Every branch's output for the same input; while one run's CUDA graph is captured, each on a stream of its own.
-
-    The backward pass of a branch runs on the stream of its forward pass, so that branches overlap there too. In
-    lockstep the runs overlap already, and more streams than that cost more than they give: on an H100 an epoch of the
-    residual Inception took 1.48 s with branches side by side and 2.02 s without, three of them in lockstep 4.18 and
-    3.35 s.
-    """
-    if not _branching:
-        return [branch(x) for branch in branches]
-    main = torch.cuda.current_stream()
-    outputs, streams = [], []
-    for branch in branches:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(main)  # fork: x is ready
-        with torch.cuda.stream(stream):
-            outputs.append(branch(x))
-        streams.append(stream)
-    for stream in streams:
-        main.wait_stream(stream)  # join
-    return outputs
 
 
 def _state(runs) -> list:
@@ -55,6 +32,12 @@ def _restore(runs, saved: list) -> None:
                     tensor.copy_(before[name]) if name in before else tensor.zero_()
 
 
+def _concurrent_branches(runs, concurrent: bool) -> None:
+    for module in (module for run in runs for module in run.model.modules()):
+        if isinstance(module, Branches):
+            module.concurrent = concurrent
+
+
 def capture(
     step: Callable[[Callable], None], advance: Callable[[], None], runs: list, counters: list[torch.Tensor]
 ) -> torch.cuda.CUDAGraph:
@@ -63,9 +46,8 @@ def capture(
     step: is given a context manager that takes a run's index and stands around that run's part.
     advance: moves `counters`, tensors on the device, on when every run is done with them.
     A step drops the gradients before each backward pass, and so does the graph: a replay then writes them into the
-    graph's own memory instead of zeroing and adding. Raises RuntimeError where the step cannot be captured.
+    graph's own memory instead of zeroing and adding. Raises RuntimeError if the step cannot be captured.
     """
-    global _branching
     main = torch.cuda.Stream()
     side = [torch.cuda.Stream() for _ in runs] if len(runs) > 1 else []
 
@@ -94,6 +76,7 @@ def capture(
     kept = [*counters, *(tensor for run in runs for tensor in (run.losses, run.correct))]
     before = [tensor.clone() for tensor in kept]
     saved = _state(runs)
+    failure: BaseException | None = None
     main.wait_stream(torch.cuda.current_stream())
     try:
         with torch.cuda.stream(main):
@@ -103,11 +86,17 @@ def capture(
                 whole_step()
         torch.cuda.synchronize()  # the host waits, once a capture
         graph = torch.cuda.CUDAGraph()
-        _branching = len(runs) == 1
+        _concurrent_branches(runs, len(runs) == 1)
         with torch.cuda.graph(graph, stream=main):
-            whole_step()
+            try:
+                whole_step()
+            except BaseException as error:
+                failure = error
+                raise
+    except RuntimeError as error:
+        raise failure or error from None  # the end of a capture that has failed raises an error that hides the first
     finally:
-        _branching = False
+        _concurrent_branches(runs, False)
         torch.cuda.synchronize()
         _restore(runs, saved)
         for tensor, value in zip(kept, before, strict=True):

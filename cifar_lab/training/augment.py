@@ -6,7 +6,7 @@ tolerance), with what is drawn as torchvision draws it. The composition differs 
 
 - crop, flip and rotation are one bilinear interpolation; torchvision interpolates twice, the rotation by nearest pixel;
 - the colors come after the rotation instead of before it, and in the order brightness, contrast, saturation, hue;
-  torchvision draws that order anew for each image;
+  torchvision draws a new order for each image;
 - contrast blends with the mean gray of the rotated image whose corners are continued from the edge, not of the crop;
 - values stay in floating point; PIL rounds to 8 bits after each operation;
 - the corners that a rotation uncovers are black, as there, with an edge softened by the interpolation.
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cifar_lab.plan import SIZE
+from cifar_lab.settings import SIZE
 
 GRAY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, in torchvision's rounding
 
@@ -32,7 +32,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def resample(images: Tensor, crop: Tensor, flip: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Crop and resize to 32 x 32, mirror where `flip`, rotate by `angle` degrees: one bilinear interpolation.
+    """Crop and resize to 32 x 32, mirror if `flip`, rotate by `angle` degrees: one bilinear interpolation.
 
     images (B, 3, 32, 32); crop (B, 4): top, left, height, width in pixels; flip, angle (B,). Returns the images
     (B, 3, 32, 32), edges continued outwards, and the share of each pixel that the rotated square covers (B, 1, 32, 32).
@@ -98,7 +98,7 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     sixths = torch.lerp(sixths, (blue - red).add_(chroma, alpha=2), _equal(value, green))
     sixths = torch.lerp(sixths, green - blue, _equal(value, red))
     sixths.div_(chroma.clamp(min=1e-9)).add_(6 * shift.view(-1, 1, 1))  # gray has none: 0 / 1e-9
-    # HSV to RGB in closed form: a channel lacks the chroma wholly where the hue is within 1 sixth of the channel's
+    # HSV to RGB in closed form: a channel lacks all of the chroma if the hue is within 1 sixth of the channel's
     # opposite, and not at all beyond 2. The opposite of red (0), green (2) and blue (4) is 3 sixths away.
     own = 2 * torch.arange(3, device=images.device).view(1, 3, 1, 1)
     from_opposite = (sixths.unsqueeze(1) - own).abs_().sub_(3).abs_()

@@ -1,23 +1,26 @@
 """Checkpoints: what a run needs to continue exactly, in a file that is whole or not used.
 
 A checkpoint holds tensors and plain values and is loaded with `weights_only=True`: nothing in it is executed. The one
-before it is kept beside it, and used where the newest is damaged.
+before it is kept beside it, and used if the newest is damaged.
 """
 
 import io
 import os
+import shlex
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from cifar_lab.config import RunConfig
-from cifar_lab.files import write_whole
+from cifar_lab.networks import describe, find_network
+from cifar_lab.run_folder.files import write_whole
+from cifar_lab.run_folder.schema import read_config
+from cifar_lab.settings import PUBLISHED, RunConfig
 
 NEWEST = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
@@ -25,6 +28,7 @@ UNUSABLE = "checkpoint.unusable.pt"
 # What every checkpoint holds, with its type.
 CONTENT = {
     "config": dict,
+    "fingerprint": str,  # of the network, `networks.describe`
     "model": dict,
     "optimizer": dict,
     "epochs": int,  # whole epochs behind it
@@ -74,14 +78,25 @@ def read(path: Path) -> dict:
     return state
 
 
-def differing(state: dict, config: RunConfig) -> list[str]:
-    """The settings in which a checkpoint differs from a run, as `name old -> new`."""
-    new = asdict(config)
-    return [f"{k} {state['config'].get(k)} -> {v}" for k, v in new.items() if state["config"].get(k) != v]
+def check_settings(path: Path, state: dict, config: RunConfig) -> None:
+    """Raises CheckpointError if a checkpoint is of a run with other settings."""
+    old, new = state["config"], asdict(config)
+    differ = [f"{k} {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
+    if differ:
+        raise CheckpointError(f"{path}: of a run with other settings ({', '.join(differ)})")
+
+
+def check_network(path: Path, state: dict, config: RunConfig, fingerprint: str) -> None:
+    """Raises CheckpointError if a checkpoint is of another network of that name."""
+    if state["fingerprint"] != fingerprint:
+        raise CheckpointError(
+            f"{path}: of another network (fingerprint {state['fingerprint'][:16]}; "
+            f"that of {config.model} is now {fingerprint})"
+        )
 
 
 def check_architecture(path: Path, model: nn.Module, weights: dict) -> None:
-    """Raises CheckpointError where the weights are those of another network."""
+    """Raises CheckpointError if the weights are those of another network."""
     own = model.state_dict()
     for name in [*own, *weights]:
         if name not in weights or name not in own:
@@ -91,10 +106,10 @@ def check_architecture(path: Path, model: nn.Module, weights: dict) -> None:
 
 
 def newest(folder: Path, use: Callable[[Path, dict], Any]) -> tuple[Any, list[str]]:
-    """What `use` makes of the newest checkpoint of a folder that can be used, None where there is none.
+    """What `use` returns for the newest checkpoint of a folder that can be used, None if there is none.
 
-    use: is given a checkpoint's path and content; raises CheckpointError where it is whole and yet not to be used.
-    Returns also what is wrong with a newer one that was passed over. Raises CheckpointError where there are checkpoints
+    use: is given a checkpoint's path and content; raises CheckpointError if it is whole and yet not to be used.
+    Returns also what is wrong with a newer one that was passed over. Raises CheckpointError if there are checkpoints
     and none can be used.
     """
     passed_over = []
@@ -117,34 +132,57 @@ def set_aside(folder: Path) -> None:
 
 
 def load_model(
-    folder: str | Path,
-    build: Callable[[RunConfig], nn.Module],
-    models: tuple[str, ...] = (),
-    warn: Callable[[str], None] = print,
+    folder: str | Path, script: str | Path | None = None, warn: Callable[[str], None] = print
 ) -> tuple[nn.Module, dict]:
     """A run's network with the weights of its newest checkpoint, in eval mode on the CPU, and the checkpoint.
 
-    build: makes the network of a configuration. models: those that `build` knows, where it does not know all. warn: is
-    told of a newer checkpoint that cannot be used. Raises CheckpointError, also for a folder without a checkpoint.
+    script: the file that defines the network, if it is not a script in the project's root. warn: is told of a newer
+    checkpoint that cannot be used. Raises CheckpointError, also for a folder without a checkpoint, and RunFileError.
     """
+    folder = Path(folder)
+    content = read_config(folder)
+    config = RunConfig(**content["settings"])
 
     def use(path: Path, state: dict) -> tuple[nn.Module, dict]:
-        name = state["config"].get("model")
-        if models and name not in models:
-            raise CheckpointError(f"{path}: of the network {name}, not one of {', '.join(models)}")
-        if set(state["config"]) != {f.name for f in fields(RunConfig)}:
-            raise CheckpointError(f"{path}: its settings are not those of this version")
+        check_settings(path, state, config)
         try:
-            model = build(RunConfig(**state["config"]))
-        except (TypeError, ValueError, RuntimeError) as error:
+            model = find_network(config.model, content["network"]["script"], script).build(config)
+            fingerprint = describe(model).fingerprint
+        except Exception as error:  # a user's network can raise anything
             raise CheckpointError(f"{path}: its settings give no network ({error})") from None
+        check_network(path, state, config, fingerprint)
         check_architecture(path, model, state["model"])
         model.load_state_dict(state["model"])
         return model.eval(), state
 
-    found, passed_over = newest(Path(folder), use)
+    try:
+        found, passed_over = newest(folder, use)
+        if found is None:
+            raise CheckpointError(f"{folder / NEWEST}: there is no checkpoint")
+    except CheckpointError as error:
+        create = "" if (folder / NEWEST).exists() else f"; to create it, run: {training_command(folder, content)}"
+        raise CheckpointError(f"{error}{create}") from None
     for reason in passed_over:
         warn(reason)
-    if found is None:
-        raise CheckpointError(f"{Path(folder) / NEWEST}: there is no checkpoint")
     return found
+
+
+def training_command(folder: str | Path, config: dict[str, Any]) -> str:
+    """The command that trains a run again into the folder that it is in, from its config.json."""
+    try:
+        words = shlex.split(str(config.get("command", "")))
+    except ValueError:  # a quote that does not end
+        words = []
+    if not words:
+        return "training the run again with --fresh"
+    kept, skip = [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if not skip and name not in ("--results", "--data-dir", "--fresh"):
+            kept.append(word)
+        skip = not skip and name in ("--results", "--data-dir") and not equals  # its value follows
+    results = Path(folder).absolute().parents[2]
+    if results.name == PUBLISHED:  # its checkpoints are not in git; training does not write there
+        results = results.parent
+    where = [] if results == Path("results").absolute() else ["--results", str(results)]
+    return shlex.join([*kept, *where, "--fresh"])

@@ -2,27 +2,25 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cifar_lab.config import RunConfig, run_name
-from cifar_lab.experiments import config_of, experiments
-from cifar_lab.run_files import (
+from cifar_lab.experiments import experiments, folder_of
+from cifar_lab.run_folder.schema import RunFileError, read_config, read_summary
+from cifar_lab.run_folder.tables import (
     EPOCH_COLUMNS,
     PROBE_COLUMNS,
     PROBE_COLUMNS_NOT_FINITE,
     STEP_COLUMNS,
-    RunFileError,
     check_epochs,
     check_probes,
-    read_config,
-    read_summary,
     read_table,
 )
+from cifar_lab.settings import PUBLISHED, RunConfig, run_folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +30,15 @@ class Run:
     folder: Path
     preset: str
     settings: dict[str, Any]  # every field of RunConfig
+    network: dict[str, Any]  # script, label, colour (or None), fingerprint (or None)
     epochs_planned: int
-    environment: dict[str, Any]
+    environment: dict[str, Any]  # of the latest start
+    earlier_environments: list[dict[str, Any]]  # of those before, if they were others
     epochs: dict[str, np.ndarray]  # the columns of epochs.csv, (E,) float64 each
     losses: np.ndarray  # (S,) float64: the training loss at steps 1 to S
     probes: dict[str, np.ndarray] | None  # the columns of probes.csv, all of one length
     summary: dict[str, Any] | None  # None while the run is not complete
+    published: bool = False  # came with the repository
 
     @cached_property
     def config(self) -> RunConfig:
@@ -48,8 +49,25 @@ class Run:
         return self.folder.name
 
     @property
+    def place(self) -> Path:
+        """`<preset>/<model>/<name>`: where a run with these settings belongs below a results folder."""
+        return run_folder("", self.preset, self.config)
+
+    @property
     def model(self) -> str:
         return self.settings["model"]
+
+    @property
+    def settings_name(self) -> str:
+        """The folder's name without the seed: equal for runs that differ in nothing else."""
+        return self.name.replace(f"-seed{self.seed}", "", 1) + (" (published)" if self.published else "")
+
+    @property
+    def state(self) -> str:
+        """What a reader must know of a run that is not whole; empty if it is."""
+        if self.diverged_at_step is not None:
+            return f"diverged at step {self.diverged_at_step:,}"
+        return "" if self.complete else f"in progress: {self.epochs_done} of {self.epochs_planned} epochs"
 
     @property
     def seed(self) -> int:
@@ -101,41 +119,48 @@ def find_run_folders(root: str | Path, preset: str | None = None) -> list[Path]:
     return sorted(f for f in found if preset in (None, parts[f][0]) and not any(p.startswith(".") for p in parts[f]))
 
 
+def presets_in(root: Path, preset: str | None = None) -> list[str]:
+    """The presets of which a results folder has runs, the user's or published ones; `preset` alone if it is given."""
+    found = {folder.parents[1].name for base in (root, root / PUBLISHED) for folder in find_run_folders(base, preset)}
+    return sorted(found)
+
+
 def results_folder(given: Path) -> Path:
-    """The results folder that a path names. Raises RunFileError where it is none, and says what would be."""
-    if not os.path.isdir(given):  # pathlib raises where a name is too long
+    """The results folder that a path names. Raises RunFileError if it is none, and says what would be."""
+    if not os.path.isdir(given):  # pathlib raises if a name is too long
         raise RunFileError(given, "there is no such folder")
-    if find_run_folders(given):
+    if presets_in(given):
         return given
     for depth, what in ((2, "a preset's folder"), (1, "a model's folder"), (0, "a run's folder")):
         if any(given.glob("*/" * depth + "config.json")):
             above = given.absolute().parents[2 - depth]
             raise RunFileError(given, f"this is {what}; the results folder is {above}")
-    raise RunFileError(given, "no run folders; python MyVGG.py and python MyFramework.py make them")
+    raise RunFileError(given, "no run folders; to create them, run python MyVGG.py or python MyFramework.py")
 
 
 def read_runs(root: str | Path, preset: str) -> tuple[list[Run], list[RunFileError]]:
-    """The preset's runs, and what is wrong with those that cannot be read."""
+    """The preset's runs, the user's and then the published ones, and what is wrong with those that cannot be read."""
     runs, errors = [], []
-    for folder in find_run_folders(root, preset):
-        try:
-            run = read_run(folder)
-            _check_place(run)
-        except RunFileError as error:
-            errors.append(error)
-        else:
-            runs.append(run)
+    for base, published in ((Path(root), False), (Path(root, PUBLISHED), True)):
+        for folder in find_run_folders(base, preset):
+            try:
+                run = replace(read_run(folder), published=published)
+                _check_place(run)
+            except RunFileError as error:
+                errors.append(error)
+            else:
+                runs.append(run)
     return runs, errors
 
 
 def report_runs(runs: Sequence[Run], preset: str) -> dict[str, dict[int, Run]]:
     """Those of the report's runs that are among `runs`: by their name in `experiments.RUNS`, then by seed."""
-    by_config = {run.config: run for run in runs if run.preset == preset}
+    by_place = {run.place: run for run in runs if run.preset == preset}
     seeds = sorted({run.seed for run in runs})
     found: dict[str, dict[int, Run]] = {}
-    for name in (name for experiment in experiments(preset) for name in experiment.runs):
-        configs = {seed: config_of(name, preset, seed) for seed in seeds}
-        found[name] = {seed: by_config[config] for seed, config in configs.items() if config in by_config}
+    for name in (name for experiment in experiments(preset) for name in experiment.names):
+        places = {seed: folder_of(name, "", preset, seed) for seed in seeds}
+        found[name] = {seed: by_place[place] for seed, place in places.items() if place in by_place}
     return {name: by_seed for name, by_seed in found.items() if by_seed}
 
 
@@ -157,13 +182,14 @@ def read_run(folder: str | Path) -> Run:
             raise RunFileError(folder / name, f"{len(rows)} whole rows; summary.json says {summary[key]}")
     check_epochs(folder / "epochs.csv", epochs)
     return Run(
-        folder=folder, preset=config["preset"], settings=config["settings"], epochs_planned=config["epochs"],
-        environment=config["environment"], epochs=epochs, losses=steps["loss"], probes=probes, summary=summary,
+        folder=folder, preset=config["preset"], settings=config["settings"], network=config["network"],
+        epochs_planned=config["epochs"], environment=config["environment"],
+        earlier_environments=config["earlier_environments"], epochs=epochs, losses=steps["loss"], probes=probes,
+        summary=summary,
     )  # fmt: skip
 
 
 def _check_place(run: Run) -> None:
     """A run in another run's folder would be taken for it."""
-    path, expected = run.folder / "config.json", Path(run.preset, run.model, run_name(run.config, run.preset))
-    if Path(*run.folder.parts[-3:]) != expected:
-        raise RunFileError(path, f"these settings belong to the folder {expected}")
+    if Path(*run.folder.parts[-3:]) != run.place:
+        raise RunFileError(run.folder / "config.json", f"these settings belong to the folder {run.place}")

@@ -1,26 +1,27 @@
 """Runs in lockstep: networks that differ in one setting take each step together, on the same batch.
 
-A script walks over `epochs` and `batches` and calls its own training step; behind these iterators are resuming, the
-device, the logs and the checkpoints. Each run has a position of its own. A run that is ahead (its checkpoint is newer,
-or it was trained alone before) waits until the others have caught up.
+A script iterates over `epochs` and `batches` and calls its own training step; these iterators resume, write logs and
+checkpoints, and know the device. Each run has a position of its own. A run that is ahead (its checkpoint is newer, or
+it was trained alone before) waits until the others have caught up.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from cifar_lab.capture import capture
-from cifar_lab.console import Console, Stopped, StopSignals, Stopwatch, duration
-from cifar_lab.loader import Loader
-from cifar_lab.training_run import TrainingRun
+from cifar_lab.measures.evaluation import evaluate
+from cifar_lab.training.capture import capture
+from cifar_lab.training.console import Console, Stopped, StopSignals, Stopwatch, duration, epoch_text, result_text
+from cifar_lab.training.device import matmul_rate
+from cifar_lab.training.loader import Loader
+from cifar_lab.training.run import TrainingRun
 
 TrainingStep = Callable[[TrainingRun, Tensor, Tensor], tuple[Tensor, Tensor]]
 READ_SECONDS = 1.0  # between two looks of the host at the losses
@@ -36,6 +37,7 @@ class Batch:
         self.step = (epoch - 1) * loader.steps + index + 1  # over the whole run, from 1
         self.size = loader.size(index)
         self.runs = runs
+        self.to_probe: Iterable[TrainingRun] = ()
         self._loader = loader
 
     @cached_property
@@ -58,7 +60,7 @@ class Lockstep:
 
     def __init__(
         self, runs: list[TrainingRun], loader: Loader, console: Console, stop: StopSignals, *,
-        epochs: int, checkpoint_seconds: float, later_groups: int = 0,
+        epochs: int, checkpoint_seconds: float, probe_every: int = 0, later_groups: int = 0,
     ) -> None:  # fmt: skip
         self.runs = runs
         self.loader = loader
@@ -67,77 +69,94 @@ class Lockstep:
         self._stop = stop
         self._target = epochs
         self._checkpoint_seconds = checkpoint_seconds
+        self._probe_every = probe_every
         self._later_groups = later_groups  # of other seeds, for the estimate
         self._stopwatch = Stopwatch()
-        self._saved = time.monotonic()
+        self._saved = self._looked = time.monotonic()
         self._taken = 0  # steps in this process
         self._first_step = 0.0  # when the first of them was launched
 
-    # --- What a script walks over --------------------------------------------------------------------------------
+    # --- What a script iterates over --------------------------------------------------------------------------------
 
     def epochs(self) -> Iterator[int]:
         """The epochs still to do, from 1."""
         for run in self.runs:
-            if not run.ended and run.epochs >= self._target:
+            if not run.ended and run.position.epochs >= self._target:
                 self._finish(run)  # killed between its last checkpoint and its summary
-        self._console.start_epochs(min((run.epochs for run in self.runs if not run.ended), default=0), self._target)
-        while waiting := [run.epochs for run in self.runs if not run.ended]:
+        self._console.start_epochs(min(self._epochs_done(), default=0), self._target)
+        while waiting := self._epochs_done():
             yield min(waiting) + 1
         self._console.close()
 
+    def _epochs_done(self) -> list[int]:
+        return [run.position.epochs for run in self.runs if not run.ended]
+
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, from where the furthest behind of its runs stands."""
-        start = min(run.step for run in self.runs if not run.ended and run.epochs == epoch - 1)
+        behind = [run.position for run in self.runs if not run.ended and run.position.epochs == epoch - 1]
+        start = min(position.step for position in behind)
         self._stopwatch.lap()  # from here on it is training time
         self.loader.start_epoch(epoch, start)
         self._console.start_batches(epoch, start, self.loader.steps)
-        read = time.monotonic()
+        self._looked = time.monotonic()
         marks: deque = deque()
         for index in range(start, self.loader.steps):
             active = [run for run in self.runs if run.at(epoch, index)]
             if not active:  # those behind have diverged, the others are further ahead
                 self.loader.advance()
                 continue
-            yield Batch(self.loader, epoch, index, active)
+            batch = Batch(self.loader, epoch, index, active)
+            batch.to_probe = self._to_probe(active, batch.step)
+            yield batch
             for run in active:
-                run.step = index + 1
+                run.position.end_step()
             self._estimate_after(epoch, index)
-            if self.device.torch.type == "cuda" and index % IN_FLIGHT == 0:
-                marks.append(torch.cuda.Event())
-                marks[-1].record()
-                if len(marks) > 4:
-                    marks.popleft().synchronize()  # the host waits, while the device has 3 marks to go
-            now = time.monotonic()
-            save = now - self._saved >= self._checkpoint_seconds or self._stop.received is not None
-            if save or now - read >= READ_SECONDS:
-                self._read(active, index + 1)
-                read = now
-            if save:
-                self._save(active)
+            self._throttle(marks, index)
+            self._look(active, index + 1)
         self._console.end_batches()
 
+    def _throttle(self, marks: deque, index: int) -> None:
+        """Keeps the host at most four marks ahead of a GPU."""
+        if self.device.torch.type == "cuda" and index % IN_FLIGHT == 0:
+            marks.append(torch.cuda.Event())
+            marks[-1].record()
+            if len(marks) > 4:
+                marks.popleft().synchronize()  # the host waits, while the device has 3 marks to go
+
+    def _look(self, active: list[TrainingRun], step: int) -> None:
+        """Reads the losses once a second, and writes checkpoints when they are due or a signal has come."""
+        now = time.monotonic()
+        save = now - self._saved >= self._checkpoint_seconds or self._stop.received is not None
+        if save or now - self._looked >= READ_SECONDS:
+            self._read(active, step)
+            self._looked = now
+        if save:
+            self._save(active)
+
     def accelerate(self, training_step: TrainingStep) -> Callable[[Batch], None]:
-        """The training step for every run of a batch: replayed from a CUDA graph where the device has them."""
+        """The training step for every run of a batch: replayed from a CUDA graph if the device has them."""
         graphs: dict[tuple[str, ...], torch.cuda.CUDAGraph | None] = {}
 
         def step(runs: list[TrainingRun], images: Tensor, labels: Tensor, branch: Callable = nullcontext) -> None:
-            place = self.loader.position.view(1)
+            index = self.loader.index.view(1)
             for i, run in enumerate(runs):
                 with branch(i):
                     loss, correct = training_step(run, images, labels)
-                    run.losses.index_copy_(0, place, loss.float().view(1))
-                    run.correct.index_copy_(0, place, correct.view(1))
+                    run.losses.index_copy_(0, index, loss.float().view(1))
+                    run.correct.index_copy_(0, index, correct.view(1))
 
         def captured(batch: Batch) -> torch.cuda.CUDAGraph | None:
             graphs.clear()  # runs that parted, or met, do not come back: the last graph is never used again
             try:
                 return capture(
                     lambda branch: step(batch.runs, *self.loader.batch(batch.size), branch), self.loader.advance,
-                    batch.runs, [self.loader.position, self.loader.global_step],
+                    batch.runs, [self.loader.index, self.loader.step],
                 )  # fmt: skip
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 self.device = replace(self.device, cuda_graph=False)
-                self._console.say(f"no CUDA graph, training goes on without one: {str(error).splitlines()[0]}")
+                self._console.say(f"no CUDA graph, training continues without one: {str(error).splitlines()[0]}")
                 return None
             finally:
                 self._stopwatch.lap()  # not training time
@@ -165,31 +184,44 @@ class Lockstep:
             self._read(trained, steps)  # the host waits, once an epoch: here its training time ends
         trained = [run for run in trained if not run.ended]
         totals = [self._test(run, trained) for run in trained]
-        means = [[x / len(self.loader.test_labels) for x in total.tolist()] for total in totals]  # the host waits
+        images = len(self.loader.test_labels)
+        means = [(float(loss) / images, int(right.trace()) / images) for loss, right in totals]  # the host waits
         passed = self._stopwatch.lap()
-        line = [f"epoch {epoch}/{self._target}"]
-        for run, (loss, correct) in zip(trained, means, strict=True):
+        ended = []
+        for run, (loss, share_right) in zip(trained, means, strict=True):
             run.test_seconds += passed / len(trained)
             if np.isfinite(loss):
-                line.append(run.end_epoch(loss, 100 * correct))
+                ended.append((run.label, run.end_epoch(loss, 100 * share_right)))
             else:
                 self._diverged(run, steps, "test loss")
-        if len(line) > 1:
-            self._console.end_epoch(epoch, "; ".join(line))
+        if ended:
+            self._console.end_epoch(epoch, epoch_text(epoch, self._target, ended))
         for run in trained:
-            if not run.ended and run.epochs >= self._target:
+            if not run.ended and run.position.epochs >= self._target:
                 self._finish(run)
         if time.monotonic() - self._saved >= self._checkpoint_seconds or self._stop.received is not None:
             self._save(trained)
 
-    # --- Behind them ---------------------------------------------------------------------------------------------
+    # --- Internals ---------------------------------------------------------------------------------------------
 
-    def _read(self, runs: list[TrainingRun], step: int) -> None:
-        """Looks at the losses of the epoch so far: shares out the time, moves the bar, ends runs that have diverged."""
-        losses = torch.stack([run.losses[:step] for run in runs]).cpu().numpy()  # the host waits
+    def _share_time(self, runs: list[TrainingRun]) -> None:
+        """Adds the training time since the last lap to the runs, in equal parts."""
         passed = self._stopwatch.lap()
         for run in runs:
             run.epoch_seconds += passed / len(runs)
+
+    def _to_probe(self, runs: list[TrainingRun], step: int) -> Iterator[TrainingRun]:
+        """The runs, if the step (from 1) is one to probe. What a probe takes is not training time."""
+        if self._probe_every and step % self._probe_every == 0:
+            self.device.synchronize()  # the host waits, before each probe
+            self._share_time(runs)
+            yield from runs
+            self._stopwatch.lap()
+
+    def _read(self, runs: list[TrainingRun], step: int) -> None:
+        """Reads the losses of the epoch so far: shares the time among the runs, moves the bar, ends diverged runs."""
+        losses = torch.stack([run.losses[:step] for run in runs]).cpu().numpy()  # the host waits
+        self._share_time(runs)
         seen = min(step * self.loader.batch_size, len(self.loader.images))
         speed = seen / max(float(np.mean([run.epoch_seconds for run in runs])), 1e-9)
         recent = " ".join(f"{np.mean(row[-50:]):.3f}" for row in losses)
@@ -199,57 +231,58 @@ class Lockstep:
             if not finite.all():
                 self._diverged(run, int(np.argmin(finite)), "training loss")
 
-    @torch.inference_mode()
-    def _test(self, run: TrainingRun, group: list[TrainingRun]) -> Tensor:
-        """(2,) float32 on the device: sum of the test losses, number of correct predictions."""
-        total = torch.zeros(2, device=self.device.torch)
+    def _test(self, run: TrainingRun, group: list[TrainingRun]) -> tuple[Tensor, Tensor]:
+        """Sum of the test losses and confusion matrix, on the device. Stops between batches if a signal has come."""
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in self.loader.test_batches():
+                if self._stop.received is not None:
+                    self._save(group)
+                yield batch
+
         run.model.eval()
-        for images, labels in self.loader.test_batches():
-            if self._stop.received is not None:
-                self._save(group)
-            logits = run.forward(images)
-            total[0] += F.cross_entropy(logits, labels, reduction="sum")
-            total[1] += (logits.argmax(1) == labels).sum()
+        result = evaluate(run.forward, batches())
         run.model.train()
-        return total
+        return result
 
     def _diverged(self, run: TrainingRun, index: int, which: str) -> None:
         """Ends a run at the step of the epoch (from 0) whose loss is not finite."""
-        step = run.cut_at(index)
+        step = run.truncate_log(index)
         self._console.say(f"{run.prefix}diverged: the {which} at step {step} is not finite")
         self._finish(run, diverged_at_step=step)
         self._stopwatch.lap()
 
     def _finish(self, run: TrainingRun, diverged_at_step: int | None = None) -> None:
-        self._console.say(run.finish(diverged_at_step))
+        summary = run.finish(matmul_rate(self.device), diverged_at_step)
+        self._console.say(run.prefix + result_text(summary))
 
     def _save(self, runs: list[TrainingRun]) -> None:
-        """Checkpoints of the runs that go on; ends the program where a signal asked for it. Not training time."""
+        """Checkpoints of the runs that continue; ends the program if a signal asked for it. Not training time."""
         for run in runs:
             if not run.ended:
                 run.save()  # the host waits
-        self._saved = time.monotonic()
+        self._saved = self._looked = time.monotonic()
         self._stopwatch.lap()
         if self._stop.received is not None:
             self._console.close()
             raise Stopped(self._stop.received)
 
     def _estimate_after(self, epoch: int, index: int) -> None:
-        """Says once how long all of it will take, and names smaller presets where that is long."""
+        """Says once how long all of it will take, and names smaller presets if that is long."""
         self._taken += 1
         if self._taken == 1:
             self._first_step = time.monotonic()
         if self._taken != ESTIMATE_AFTER:
             return
         self.device.synchronize()  # the host waits, once
-        a_step = (time.monotonic() - self._first_step) / (ESTIMATE_AFTER - 1)
+        seconds_per_step = (time.monotonic() - self._first_step) / (ESTIMATE_AFTER - 1)
         steps = (
             self.loader.steps * (self._target - epoch + 1)
             - index
             + self._later_groups * self.loader.steps * self._target
         )
         # An evaluation is a forward pass, about a third of a training step, over the test images.
-        seconds = a_step * steps * (1 + len(self.loader.test_labels) / len(self.loader.images) / 3)
+        seconds = seconds_per_step * steps * (1 + len(self.loader.test_labels) / len(self.loader.images) / 3)
         self._console.say(f"about {duration(seconds)} to go, from the first {ESTIMATE_AFTER} steps")
         if seconds > 3600 and self.device.torch.type == "cpu":
             self._console.say("a GPU, or --preset quick (minutes) or --preset laptop (overnight), is faster")

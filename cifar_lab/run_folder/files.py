@@ -22,7 +22,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, keep: Path |
     """Replaces a file by what `write` puts into it; until the new one is whole, the old one stays.
 
     keep: a name that the old file gets instead of being dropped. Raises OSError, and then leaves the old file, under
-    that name where it had it already.
+    that name if it had it already.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _naming(path):
@@ -71,7 +71,7 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until a folder's entries are on the disk, where the system can do that (Windows cannot)."""
+    """Waits until a folder's entries are on the disk, if the system can do that (Windows cannot)."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

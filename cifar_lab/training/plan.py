@@ -9,7 +9,8 @@ from math import log
 
 import numpy as np
 
-SIZE = 32  # pixels, height and width of a CIFAR-10 image
+from cifar_lab.settings import SIZE
+
 SCALE = (0.8, 1.0)  # area of the crop as a share of the image's
 RATIO = (3 / 4, 4 / 3)  # aspect ratio of the crop, torchvision's default
 BRIGHTNESS = CONTRAST = SATURATION = 0.2  # factors are uniform in 1 +- this

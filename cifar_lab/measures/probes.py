@@ -1,0 +1,141 @@
+"""The probes along the gradient (Santurkar et al. 2018, "How Does Batch Normalization Help Optimization?",
+section 3.2): in one run, at a step, loss and gradient at several distances down the step's own gradient.
+
+`probe` needs a network, and changes nothing about it; the rest are functions of arrays.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def etas(lr: float) -> np.ndarray:
+    """(8,) step sizes, evenly spaced from 1/2 to 4 times the learning rate: the paper's range, our spacing."""
+    return np.linspace(lr / 2, 4 * lr, 8)
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """One probe: arrays (E,), a value for each step size. The field names are the columns of probes.csv.
+
+    With w the parameters at the step, g = grad L(w) on the step's own batch and h = grad L(w - eta g):
+    """
+
+    eta: np.ndarray
+    loss: np.ndarray  # L(w - eta g), nats, without the L2 term
+    grad_norm: np.ndarray  # ||g||, the same for every eta
+    grad_change: np.ndarray  # ||h - g||
+    grad_cosine: np.ndarray  # cosine of the angle between h and g
+    beta: np.ndarray  # ||h - g|| / (eta ||g||)
+
+
+def probe(model, images, labels, etas: Sequence[float], criterion: Callable | None = None) -> Probe:
+    """Loss and gradient at w - eta g for every step size eta (Santurkar et al. 2018, section 3.2 and appendix A).
+
+    model: a torch module in train mode, so that BatchNorm uses the batch's statistics. images, labels: the training
+    step's own batch, on the model's device. etas: step sizes above 0, else ValueError. criterion(output, labels) is
+    the loss, by default the mean cross-entropy. Norms are over all parameters together.
+
+    Nothing about the training is disturbed: parameters and buffers are restored from copies, bit for bit; the `grad`
+    fields are not touched; random state is as before, and every pass starts from it, so that all of them see the same
+    dropout mask. Runs in the parameters' own precision, whatever autocast is on. One forward and backward pass for g
+    and one for each eta; one copy of the parameters and g are held beside what a pass needs, however many etas.
+    Values that overflow are returned as they are (see `Probe.finite`).
+    """
+    import torch  # here, so that drawing figures does not wait for it
+
+    etas = np.asarray(etas, dtype=np.float64)
+    if not etas.size or not (etas > 0).all():
+        raise ValueError(f"a probe goes down the gradient: step sizes are above 0, not {etas.tolist()}")
+    criterion = criterion or torch.nn.functional.cross_entropy
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    buffers = list(model.buffers())
+    device = parameters[0].device
+    wide = torch.float32 if device.type == "mps" else torch.float64  # sums of squares; MPS has no float64
+
+    def one_pass() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Loss and gradient at the parameters as they stand, from the buffers and the random state of the step."""
+        for b, saved in zip(buffers, saved_buffers, strict=True):
+            b.copy_(saved)
+        with (
+            torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type),
+            torch.autocast(device.type, enabled=False),
+            torch.enable_grad(),
+        ):
+            loss = criterion(model(images), labels)
+            return loss.detach(), torch.autograd.grad(loss, parameters, materialize_grads=True)
+
+    def row(g: Sequence[torch.Tensor], loss: torch.Tensor, h: Sequence[torch.Tensor]) -> list[float]:
+        """The loss and, over all parameters, g.g, h.h, g.h and |h - g|^2. The host waits for the device here."""
+        sums = torch.zeros(4, dtype=wide, device=device)
+        for a, b in zip(g, h, strict=True):
+            a, b = a.to(wide), b.to(wide)
+            sums += torch.stack([(a * a).sum(), (b * b).sum(), (a * b).sum(), ((b - a) ** 2).sum()])
+        return torch.cat([loss.to(wide).reshape(1), sums]).tolist()
+
+    with torch.no_grad():
+        saved_parameters = [p.clone() for p in parameters]
+        saved_buffers = [b.clone() for b in buffers]
+        try:
+            _, g = one_pass()
+            rows = []
+            for eta in etas.tolist():
+                for p, w, direction in zip(parameters, saved_parameters, g, strict=True):
+                    p.copy_(w).sub_(direction, alpha=eta)
+                rows.append(row(g, *one_pass()))
+        finally:
+            for tensor, saved in zip(parameters + buffers, saved_parameters + saved_buffers, strict=True):
+                tensor.copy_(saved)
+
+    loss, gg, hh, gh, change = np.array(rows, dtype=np.float64).T
+    g_norm, h_norm, change = np.sqrt(gg), np.sqrt(hh), np.sqrt(change)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a zero gradient has no direction: NaN
+        return Probe(etas, loss, g_norm, change, gh / (g_norm * h_norm), change / (etas * g_norm))
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeRanges:
+    """What P probes of a run say, over their step sizes. Pairs are (smallest, largest); NaN if any is not finite."""
+
+    step: np.ndarray  # (P,)
+    loss: np.ndarray  # (P, 2) the paper's (a), variation of the loss: L(w - eta g)
+    change: np.ndarray  # (P, 2) its (b), gradient predictiveness: ||h - g||
+    beta: np.ndarray  # (P,) its (c), effective beta-smoothness: the largest ||h - g|| / ||eta g||
+    relative: np.ndarray  # (P, 2) ||h - g|| / ||g||, which does not depend on the scale of w
+    cosine: np.ndarray  # (P, 2) between h and g
+
+
+def probe_table(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns of probes.csv, (P * E,) each, as tables (P, E): a row per probed step, a column per step size.
+
+    A last probe that is not whole (the file is read while a run writes it) is left out. Raises ValueError if the
+    probes do not all have the same number of step sizes.
+    """
+    step = np.asarray(columns["step"])
+    grid = int(np.count_nonzero(step == step[0])) if len(step) else 1
+    whole = len(step) // grid * grid
+    table = {name: np.asarray(column)[:whole].reshape(-1, grid) for name, column in columns.items()}
+    if (table["step"] != table["step"][:, :1]).any() or (np.diff(table["step"][:, 0]) <= 0).any():
+        raise ValueError(f"probes are not {grid} rows per step, in the order of the steps")
+    return table
+
+
+def probe_ranges(columns: Mapping[str, np.ndarray]) -> ProbeRanges:
+    """The ranges (a) and (b) and the maximum (c) of section 3.2 at each probed step, from the columns of probes.csv."""
+    table = probe_table(columns)
+
+    def extent(values: np.ndarray) -> np.ndarray:
+        values = np.where(np.isfinite(values).all(axis=1, keepdims=True), values, np.nan)
+        return np.stack([values.min(axis=1), values.max(axis=1)], axis=1)
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = table["grad_change"] / table["grad_norm"]
+    return ProbeRanges(
+        step=table["step"][:, 0].astype(np.int64),
+        loss=extent(table["loss"]),
+        change=extent(table["grad_change"]),
+        beta=extent(table["beta"])[:, 1],
+        relative=extent(relative),
+        cosine=extent(table["grad_cosine"]),
+    )

@@ -1,0 +1,90 @@
+"""report.md: everything that a preset's runs say, on one page."""
+
+from collections.abc import Mapping, Sequence
+
+from cifar_lab.figures.style import Figures, seeds_text
+from cifar_lab.report import verdicts
+from cifar_lab.run_folder.reader import Run, report_runs
+
+VERDICTS_ARE_READ = """\
+Measured: the mean over the seeds, paired by seed, with its 95% t interval in brackets. With three or more seeds a claim
+is supported or reversed if the whole interval lies on its side or on the other, else undecided; with one or two, the
+side of the mean alone is told ("agrees", "disagrees"). "Final" is the mean test accuracy over the last tenth of the
+epochs, at least three. Fluctuation is the standard deviation of the epoch-to-epoch differences of test accuracy over
+the last half of the run, divided by the square root of 2. Spikes and bands are defined in `cifar_lab/measures`, all
+effects in `cifar_lab/report/claims.py`."""
+RUNS_ARE_READ = """\
+Test accuracy: final is the mean over the last tenth of the epochs, at least three; last is the last epoch's. Seconds
+are training time; the time of runs trained in lockstep is shared among them."""
+
+
+def report_text(
+    preset: str, runs: Sequence[Run], figures: Figures, judged: Mapping[str, Sequence[verdicts.Verdict]]
+) -> str:
+    """The content of report.md: machine, verdicts, figures, runs, and what is missing.
+
+    judged: verdicts by what the runs behind them are called; "" for the user's own.
+    """
+    parts = [f"# Results at the preset `{preset}`", _provenance(runs)]
+    for source, of_source in judged.items():
+        parts += [f"## Verdicts{source and ' from the '}{source}", verdicts.to_markdown(of_source)]
+    if judged:
+        parts += [VERDICTS_ARE_READ, "The same numbers and each seed's: [verdicts.csv](verdicts.csv)."]
+    parts.append("## Figures")
+    for stem, caption in figures.drawn:
+        image = f"figures/{stem.name}"
+        parts.append(f"![{caption}]({image}.png)\n\n{caption} ([SVG]({image}.svg))")
+    parts += ["## Runs", _table_of_runs(preset, runs), RUNS_ARE_READ]
+    if figures.missing:
+        lines = [f"- {name}: `{command}`" for name, command in figures.missing]
+        parts += ["## Missing", "Figures without runs, with the command that trains them:", "\n".join(lines)]
+    if figures.errors:
+        parts += ["## Not readable", "\n".join(f"- `{error}`" for error in figures.errors)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _provenance(runs: Sequence[Run]) -> str:
+    """Machine, precision, versions, commit and seeds, each with every value that occurs."""
+
+    def each(key: str) -> str:
+        environments = [e for run in runs for e in (*run.earlier_environments, run.environment)]
+        return ", ".join(dict.fromkeys(environment.get(key) or "not known" for environment in environments))
+
+    minutes = sum(run.summary["train_seconds"] for run in runs if run.summary) / 60
+    lines = (
+        f"machine: {each('device')}; {each('platform')}",
+        f"precision: {each('precision')}; PyTorch {each('torch')}; Python {each('python')}",
+        f"commit: {each('commit')}",
+        f"seeds: {seeds_text(runs)}",
+        f"{len(runs)} runs, {minutes:,.1f} minutes of training",
+    )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _table_of_runs(preset: str, runs: Sequence[Run]) -> str:
+    """A row per run: the report's in the order of its experiments, then all others."""
+    sources = ([run for run in runs if run.published == published] for published in (False, True))
+    ordered = [r for source in sources for by_seed in report_runs(source, preset).values() for r in by_seed.values()]
+    ordered += [run for run in runs if run not in ordered]
+    head = ("run", "epochs", "final (%)", "last (%)", "parameters", "seconds", "images/s", "device", "")
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * 6 + "---|---|"]
+    for run in ordered:
+        accuracy, summary = run.epochs["test_accuracy"], run.summary or {}
+        whole = run.complete and run.diverged_at_step is None
+        cells = (
+            f"{run.model}/{run.name}{' (published)' if run.published else ''}",
+            str(run.epochs_done) if whole else f"{run.epochs_done} of {run.epochs_planned}",
+            _shown(run.final_accuracy if whole else None, ".2f"),
+            _shown(accuracy[-1] if len(accuracy) else None, ".2f"),
+            _shown(summary.get("parameters"), ","),
+            _shown(summary.get("train_seconds"), ",.0f"),
+            _shown(summary.get("images_per_second"), ",.0f"),
+            (run.environment["device"] or "not known").replace("|", r"\|"),
+            run.state,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

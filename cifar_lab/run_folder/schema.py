@@ -1,0 +1,182 @@
+"""config.json and summary.json of a run folder, read strictly.
+
+A file that is not exactly what a run writes raises `RunFileError`, which names the file and the line.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cifar_lab.settings import ALL_PRESETS, OPTION, RunConfig
+
+SCHEMA = 2  # since 2, config.json names the network's script, label and fingerprint
+LARGEST_INTEGER = 2**53  # beyond it a float, and with it most readers of JSON, skips integers
+
+
+class RunFileError(Exception):
+    """A file of a run folder that cannot be used: `<path>:<line>: <reason>`, or `<path>: <reason>`."""
+
+    def __init__(self, path: str | Path, reason: str, line: int | None = None) -> None:
+        super().__init__(f"{path}{'' if line is None else f':{line}'}: {reason}")
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+# A kind returns a value as it is used, or raises ValueError with what the value is not.
+Kind = Callable[[Any], Any]
+
+
+def _kind(of: Callable[[Any], bool], what: str) -> Kind:
+    def kind(value: Any) -> Any:
+        if not of(value):
+            raise ValueError(what)
+        return value
+
+    return kind
+
+
+def _integer(low: int) -> Kind:
+    def fits(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= LARGEST_INTEGER
+
+    return _kind(fits, f"an integer from {low} to {LARGEST_INTEGER}")
+
+
+def _real(low: float = -math.inf, high: float = math.inf) -> Kind:
+    what = "a finite number" if (low, high) == (-math.inf, math.inf) else f"a number from {low:g} to {high:g}"
+
+    def kind(value: Any) -> float:
+        try:
+            number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number) or not low <= number <= high:
+            raise ValueError(what)
+        return number
+
+    return kind
+
+
+def _or_none(kind: Kind) -> Kind:
+    return lambda value: None if value is None else kind(value)
+
+
+def _form(pattern: str, what: str) -> Kind:
+    return _kind(lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None, what)
+
+
+_TEXT = _kind(lambda value: isinstance(value, str) and value.isprintable(), "a line of text")
+_BOOLEAN = _kind(lambda value: isinstance(value, bool), "true or false")
+_MAPPING = _kind(lambda value: isinstance(value, dict), "a JSON object")
+_LIST = _kind(lambda value: isinstance(value, list), "a JSON list")
+
+
+def _option(value: Any) -> Any:
+    kinds = {bool: _BOOLEAN, int: _integer(-LARGEST_INTEGER), float: _real()}
+    return kinds.get(type(value), _form(OPTION, "a plain value"))(value)
+
+
+def _options(value: Any) -> dict[str, Any]:
+    if not all(re.fullmatch(r"[a-z0-9_]{1,64}", name) for name in _MAPPING(value)):
+        raise ValueError("a JSON object of options")
+    return {name: _option(x) for name, x in value.items()}
+
+
+_SETTINGS = {f.name: {str: _TEXT, bool: _BOOLEAN, int: _integer(0), float: _real()}.get(f.type, _options)
+             for f in fields(RunConfig)}  # fmt: skip
+_SETTINGS["width"] = _or_none(_real(0, 8))
+_SETTINGS |= dict.fromkeys(("batch_size", "train_size", "test_size"), _integer(1))
+_NETWORK = {
+    "script": _TEXT, "label": _TEXT, "colour": _or_none(_form("#[0-9a-fA-F]{6}", "a colour as #rrggbb")),
+    "fingerprint": _or_none(_form("[0-9a-f]{16}", "16 hexadecimal digits")),
+}  # fmt: skip
+_ENVIRONMENT = dict.fromkeys(("commit", "device", "precision", "torch", "python", "platform"), _or_none(_TEXT))
+_SUMMARY = {
+    "epochs": _integer(0), "steps": _integer(0), "parameters": _integer(1), "train_seconds": _real(0, math.inf),
+    "diverged_at_step": _or_none(_integer(1)),
+    **dict.fromkeys(("final_accuracy", "last_accuracy", "best_accuracy_selected_on_test"), _or_none(_real(0, 100))),
+    **dict.fromkeys(("test_seconds", "images_per_second", "flops_per_training_image", "tflops", "matmul_tflops",
+                     "share_of_matmul_rate"), _or_none(_real(0, math.inf))),
+}  # fmt: skip
+
+
+def _checked(path: Path, content: Mapping[str, Any], kinds: Mapping[str, Kind]) -> dict[str, Any]:
+    """The content with each of `kinds` checked; a key that is missing counts as null."""
+    checked = dict(content)
+    for key, kind in kinds.items():
+        try:
+            checked[key] = kind(content.get(key))
+        except ValueError as error:
+            raise RunFileError(path, f"{key} is not {error}") from None
+    return checked
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The checked content of config.json; `settings` holds every field of `RunConfig`. Raises RunFileError."""
+    path = Path(folder) / "config.json"
+    config = _read_json(path)
+    if config.get("schema") != SCHEMA or isinstance(config["schema"], bool):
+        raise RunFileError(path, f"schema is not {SCHEMA}, the one this version reads")
+    config.setdefault("earlier_environments", [])
+    presets = _kind(lambda value: _TEXT(value) in ALL_PRESETS, f"one of {', '.join(ALL_PRESETS)}")
+    config = _checked(path, config, {
+        "preset": presets, "epochs": _integer(1), "settings": _MAPPING, "network": _MAPPING, "environment": _MAPPING,
+        "earlier_environments": lambda value: [_MAPPING(entry) for entry in _LIST(value)],
+    })  # fmt: skip
+    given = config["settings"]
+    if unknown := sorted(given.keys() - _SETTINGS.keys()):
+        raise RunFileError(path, f"unknown setting {unknown[0]!r:.80}")
+    if "model" not in given:
+        raise RunFileError(path, "setting 'model' is missing")
+    settings = _checked(path, given, {name: _SETTINGS[name] for name in given})
+    return config | {
+        "settings": asdict(RunConfig(**settings)),
+        "network": _checked(path, config["network"], _NETWORK),
+        "environment": _checked(path, config["environment"], _ENVIRONMENT),
+        "earlier_environments": [_checked(path, entry, _ENVIRONMENT) for entry in config["earlier_environments"]],
+    }
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """The checked content of summary.json, None if there is none. Raises RunFileError."""
+    return _checked(path, _read_json(path), _SUMMARY) if path.exists() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; stricter than Python's reader, which takes NaN and lets a repeated key win silently."""
+
+    def refuse_constant(text: str) -> NoReturn:
+        raise ValueError(f"{text} is not a JSON number")
+
+    def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            raise ValueError("a key is given twice")
+        return content
+
+    try:
+        text = read_bytes(path).decode("utf-8")
+        content = json.loads(text, parse_constant=refuse_constant, object_pairs_hook=without_repetition)
+    except json.JSONDecodeError as error:
+        raise RunFileError(path, f"not JSON: {error.msg}", error.lineno) from None
+    except UnicodeDecodeError:
+        raise RunFileError(path, "not UTF-8 text") from None
+    except ValueError as error:
+        raise RunFileError(path, f"not JSON: {error}") from None
+    except RecursionError:
+        raise RunFileError(path, "nested too deeply") from None
+    if not isinstance(content, dict):
+        raise RunFileError(path, "not a JSON object")
+    return content
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises RunFileError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunFileError(path, error.strerror or "cannot be read") from None

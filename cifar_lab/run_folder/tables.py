@@ -1,0 +1,115 @@
+"""The CSV logs of a run folder, read strictly.
+
+A row that is not exactly what a run writes raises `RunFileError`, which names the file and the line. The one exception
+is half a last row, without its newline: a run is writing it, and it is ignored.
+"""
+
+import io
+import math
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from cifar_lab.run_folder.schema import RunFileError, read_bytes
+
+EPOCH_COLUMNS = (
+    "epoch", "learning_rate", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "train_seconds",
+    "images_per_second",
+)  # fmt: skip
+STEP_COLUMNS = ("step", "loss")
+PROBE_COLUMNS = ("step", "eta", "loss", "grad_norm", "grad_change", "grad_cosine", "beta")
+# At a large step size the loss along the gradient may overflow while training itself stays finite.
+PROBE_COLUMNS_NOT_FINITE = ("loss", "grad_change", "grad_cosine", "beta")
+
+_NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NOT_FINITE = re.compile(rb"[+-]?(inf|nan)")
+
+
+def read_table(
+    path: Path, columns: Sequence[str], complete: bool, not_finite: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """The whole rows of a CSV of numbers, by column. Only the columns in `not_finite` may hold inf and nan."""
+    if not path.exists() and not complete:
+        return {name: np.empty(0) for name in columns}
+    data = read_bytes(path).replace(b"\r\n", b"\n")
+    header, newline, body = data.partition(b"\n")
+    expected = ",".join(columns).encode()
+    if header != expected and (complete or newline or not expected.startswith(header)):
+        raise RunFileError(path, f"the header is not {expected.decode()}", 1)
+    body = body[: body.rfind(b"\n") + 1]
+    if not body:
+        return {name: np.empty(0) for name in columns}
+    consecutive = None if columns is PROBE_COLUMNS else columns[0]
+    table = _parse(body, len(columns))
+    if table is None or not _row_checks(table, columns, not_finite, consecutive).all():
+        _find_bad_row(path, body, columns, not_finite, consecutive)
+    return dict(zip(columns, np.ascontiguousarray(table.T), strict=True))
+
+
+def _parse(body: bytes, columns: int) -> np.ndarray | None:
+    """The rows of `body`, (rows, columns) float64, or None if it is anything but rows of numbers."""
+    # What numpy would forgive is refused first: blank lines, spaces, comments, quotes, hexadecimal, underscores.
+    if body.translate(None, b"0123456789.eE+-,infa\n") or body.startswith(b"\n") or b"\n\n" in body:
+        return None
+    try:
+        table = np.loadtxt(io.BytesIO(body), delimiter=",", comments=None, ndmin=2)
+    except ValueError:
+        return None
+    return table if table.shape == (body.count(b"\n"), columns) else None
+
+
+def _row_checks(
+    table: np.ndarray, columns: Sequence[str], not_finite: Collection[str], consecutive: str | None
+) -> np.ndarray:
+    """Which rows of (rows, columns) are sound, (rows,) bool: finite, and numbered from 1 if `consecutive` says so."""
+    sound = np.isfinite(table[:, [name not in not_finite for name in columns]]).all(axis=1)
+    if consecutive:
+        sound &= table[:, 0] == np.arange(1, len(table) + 1)
+    return sound
+
+
+def _find_bad_row(
+    path: Path, body: bytes, columns: Sequence[str], not_finite: Collection[str], consecutive: str | None
+) -> NoReturn:
+    """Raises the RunFileError of the first row that is not sound. Slow: only for files known to have one."""
+    for number, row in enumerate(body[:-1].split(b"\n"), start=1):
+        cells = row.split(b",")
+        if len(cells) != len(columns):
+            raise RunFileError(path, f"{len(cells)} columns instead of {len(columns)}", number + 1)
+        for name, cell in zip(columns, cells, strict=True):
+            finite = _NUMBER.fullmatch(cell) and math.isfinite(float(cell))
+            if not finite and not (name in not_finite and (_NUMBER.fullmatch(cell) or _NOT_FINITE.fullmatch(cell))):
+                shown = ascii(cell[:40].decode("latin-1"))
+                raise RunFileError(path, f"{name} is not a finite number: {shown}", number + 1)
+        if consecutive and float(cells[0]) != number:
+            raise RunFileError(path, f"{consecutive} is {float(cells[0]):g} where {number} follows", number + 1)
+    raise RunFileError(path, "not a table of numbers")
+
+
+def check_epochs(path: Path, epochs: dict[str, np.ndarray]) -> None:
+    """Raises RunFileError if an accuracy is not a percentage."""
+    for name in ("train_accuracy", "test_accuracy"):
+        bad = (epochs[name] < 0) | (epochs[name] > 100)
+        if bad.any():
+            row = int(bad.argmax())
+            raise RunFileError(path, f"{name} is {epochs[name][row]:g}, not a percentage", row + 2)
+
+
+def check_probes(path: Path, probes: dict[str, np.ndarray], complete: bool) -> dict[str, np.ndarray]:
+    """Each probed step has one row per step size, in the order of training; the last step's may still be missing."""
+    steps, etas = probes["step"], probes["eta"]
+    if not len(steps):
+        return probes
+    bad = (steps < 1) | (steps != np.floor(steps)) | (np.diff(steps, prepend=steps[0]) < 0) | (etas <= 0)
+    if bad.any():
+        raise RunFileError(path, "step does not grow, or eta is not above 0", int(bad.argmax()) + 2)
+    _, starts, sizes = np.unique(steps, return_index=True, return_counts=True)
+    odd = sizes != sizes[0]
+    if not complete and odd[-1] and sizes[-1] < sizes[0]:
+        probes, odd = {name: column[: starts[-1]] for name, column in probes.items()}, odd[:-1]
+    if odd.any():
+        raise RunFileError(path, f"a step without its {sizes[0]} rows", int(starts[odd.argmax()]) + 2)
+    return probes

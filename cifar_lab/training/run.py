@@ -1,0 +1,234 @@
+"""One network in training: its weights, optimizer and position, and how they are saved and loaded."""
+
+from collections.abc import Callable
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cifar_lab.networks import Description, StepDropout, build
+from cifar_lab.optimizers import build_optimizer
+from cifar_lab.run_folder import checkpoint
+from cifar_lab.run_folder.reader import final_accuracy, read_run
+from cifar_lab.run_folder.writer import Recorder
+from cifar_lab.training.loader import Loader
+from cifar_lab.training.plan import DROPOUT, INITIALIZATION, stream_seed
+from cifar_lab.training.position import Position
+
+
+class TrainingRun:
+    """One network in training: model, optimizer, position, and the folder that it is recorded in."""
+
+    def __init__(self, description: Description, label: str, recorder: Recorder, loader: Loader) -> None:
+        """description: what `networks.describe` says of the network. label: tells the run from others of its group."""
+        self.config = recorder.config
+        self.label = label
+        self.recorder = recorder
+        self.description = description
+        self._loader = loader
+        self._device = loader.device
+        with torch.random.fork_rng(devices=[]):
+            # Drawn on the CPU, so that the weights do not depend on the device.
+            torch.manual_seed(stream_seed(self.config.seed, INITIALIZATION))
+            model = build(self.config)
+        self.model = loader.device.place(model).train()
+        dropouts = [module for module in self.model.modules() if isinstance(module, StepDropout)]
+        for i, dropout in enumerate(dropouts):
+            dropout.follow(loader.step, stream_seed(self.config.seed, DROPOUT) + (i << 24))
+        self.optimizer = build_optimizer(self.config, self.model.parameters(), loader.device.torch)
+        self.position = Position(loader.steps)
+        self.ended = False
+        # Of the epoch under way, on the device; the host reads them about once a second.
+        self.losses = torch.zeros(loader.steps, device=loader.device.torch)
+        self.correct = torch.zeros(loader.steps, dtype=torch.int64, device=loader.device.torch)
+        self.epoch_seconds = 0.0
+        self.train_seconds = 0.0
+        self.test_seconds = 0.0
+        self.test_accuracy: list[float] = []  # percent, one per epoch
+        self.probes: list[tuple] = []
+        self.probes_stopped_at: int | None = None
+        self._saved_at: tuple[int, int] | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, 32, 32) to logits (B, classes), fp32, computed in the device's precision."""
+        return self._device.forward(self.model, images)
+
+    @property
+    def prefix(self) -> str:
+        """Of console messages about this run; empty if it is alone."""
+        return f"{self.label}: " if self.label else ""
+
+    def at(self, epoch: int, step: int) -> bool:
+        """Whether the step of the epoch (from 1; step from 0) is the next thing that this run has to do."""
+        return not self.ended and self.position.at(epoch, step)
+
+    def record_probe(self, step: int, result: Any) -> None:
+        """Keeps a probe, a dataclass of arrays (E,) in the order of the columns of probes.csv.
+
+        It is written with the next checkpoint or epoch. The first gradient that is not finite ends the probes.
+        """
+        if self.probes_stopped_at is not None:
+            return
+        if not np.isfinite(result.grad_norm).all():
+            self.probes_stopped_at = step
+        else:
+            self.probes += [(step, *map(float, row)) for row in zip(*astuple(result), strict=True)]
+
+    def _flush_probes(self) -> None:
+        if self.probes:
+            self.recorder.append_probes(self.probes)
+            self.probes = []
+
+    # --- The end of an epoch, and of the run ----------------------------------------------------------------------
+
+    def end_epoch(self, test_loss: float, test_accuracy: float) -> dict[str, float]:
+        """Writes the epoch's rows and moves the run on. Returns train_loss, train_accuracy and test_accuracy.
+
+        Losses in nats, accuracies in percent.
+        """
+        losses = self.losses.cpu().numpy()
+        images = len(self._loader.images)
+        sizes = np.array([self._loader.size(i) for i in range(len(losses))])
+        train_loss = float(losses.astype(np.float64) @ sizes / images)
+        train_accuracy = 100 * int(self.correct.sum()) / images
+        seconds = max(self.epoch_seconds, 1e-9)
+        self.recorder.append_steps(self.position.epochs * len(losses) + 1, losses)
+        self._flush_probes()
+        written_accuracy = f"{test_accuracy:.3f}"
+        self.recorder.append_epoch(
+            [
+                self.position.epochs + 1, self.config.lr, f"{train_loss:.6f}", f"{train_accuracy:.3f}",
+                f"{test_loss:.6f}", written_accuracy, f"{seconds:.4f}", f"{images / seconds:.1f}",
+            ]
+        )  # fmt: skip
+        self.position.end_epoch()
+        self.test_accuracy.append(float(written_accuracy))
+        self.train_seconds += self.epoch_seconds
+        self.epoch_seconds = 0.0
+        return {"train_loss": train_loss, "train_accuracy": train_accuracy, "test_accuracy": test_accuracy}
+
+    def truncate_log(self, index: int) -> int:
+        """Keeps the log up to before a step of the epoch (from 0), whose loss is not finite.
+
+        Returns that step's number over the whole run, from 1.
+        """
+        self.position.go_to(self.position.epochs, index)
+        before = self.position.total
+        self.recorder.append_steps(before - index + 1, self.losses[:index].cpu().numpy())
+        self.probes = [probe for probe in self.probes if probe[0] <= before]
+        self.train_seconds += self.epoch_seconds
+        return before + 1
+
+    def finish(self, matmul_rate: float, diverged_at_step: int | None = None) -> dict[str, Any]:
+        """The end: last checkpoint (never of weights that are not finite) and summary, whose content it returns.
+
+        matmul_rate: FLOP/s that the device reaches in a matrix product.
+        """
+        if diverged_at_step is None:
+            self.save()
+        self._flush_probes()
+        self.recorder.sync_logs()
+        images = len(self._loader.images)
+        # Steps of an epoch that is not whole are logged only up to a divergence.
+        epochs, step = self.position.epochs, self.position.step if diverged_at_step is not None else 0
+        steps = epochs * self.position.steps_per_epoch + step
+        trained = epochs * images + min(step * self._loader.batch_size, images)
+        speed = trained / self.train_seconds if self.train_seconds else None
+        flops = self.description.flops
+        summary = {
+            "epochs": epochs,
+            "steps": steps,
+            "final_accuracy": final_accuracy(self.test_accuracy),
+            "last_accuracy": self.test_accuracy[-1] if self.test_accuracy else None,
+            "best_accuracy_selected_on_test": max(self.test_accuracy, default=None),
+            "diverged_at_step": diverged_at_step,
+            **({"probes_stopped_at_step": self.probes_stopped_at} if self.probes_stopped_at else {}),
+            "train_seconds": self.train_seconds,
+            "test_seconds": self.test_seconds,
+            "images_per_second": speed,
+            "parameters": self.description.parameters,
+            "flops_per_training_image": flops,
+            "tflops": speed and speed * flops / 1e12,
+            "matmul_tflops": matmul_rate / 1e12,
+            "share_of_matmul_rate": speed and speed * flops / matmul_rate,
+        }
+        self.recorder.finish(summary)
+        self.ended = True
+        return summary
+
+    # --- Checkpoints ---------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Writes a checkpoint; the host waits for the device."""
+        here = (self.position.epochs, self.position.step)
+        if self._saved_at == here:
+            return
+        self._flush_probes()
+        self.recorder.sync_logs()
+        state = {
+            "config": asdict(self.config),
+            "fingerprint": self.description.fingerprint,
+            "model": {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "epochs": here[0],
+            "step": here[1],
+            "losses": self.losses[: here[1]].cpu(),
+            "correct": self.correct[: here[1]].cpu(),
+            "epoch_seconds": self.epoch_seconds,
+            "train_seconds": self.train_seconds,
+            "test_seconds": self.test_seconds,
+            "probes_stopped_at": self.probes_stopped_at,
+        }
+        checkpoint.save(self.recorder.folder, state)
+        self._saved_at = here
+
+    def _load_state(self, path: Path, state: dict) -> bool:
+        """Continues from a checkpoint. Raises CheckpointError if it is not one of this run."""
+        checkpoint.check_settings(path, state, self.config)
+        checkpoint.check_network(path, state, self.config, self.description.fingerprint)
+        checkpoint.check_architecture(path, self.model, state["model"])
+        if not 0 <= state["step"] == len(state["losses"]) == len(state["correct"]) <= len(self.losses):
+            raise checkpoint.CheckpointError(f"{path}: its position does not fit its losses")
+        self.model.load_state_dict(state["model"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoint.CheckpointError(f"{path}: of another optimizer ({error})") from None
+        self.position.go_to(state["epochs"], state["step"])
+        self.losses[: state["step"]] = state["losses"].to(self.losses.device)
+        self.correct[: state["step"]] = state["correct"].to(self.correct.device)
+        self.epoch_seconds, self.train_seconds = state["epoch_seconds"], state["train_seconds"]
+        self.test_seconds = state["test_seconds"]
+        self.probes_stopped_at = state.get("probes_stopped_at")
+        self._saved_at = (state["epochs"], state["step"])
+        return True
+
+    def resume(self, warn: Callable[[str], None]) -> bool:
+        """Loads the newest usable checkpoint and truncates the logs to it; False if there is none.
+
+        warn: is told of a newer one that is damaged. Raises CheckpointError, FolderError and RunFileError, and then has
+        changed nothing, if there are checkpoints and none can be used, or the logs hold less than it or are malformed.
+        """
+        folder = self.recorder.folder
+        try:
+            found, passed_over = checkpoint.newest(folder, self._load_state)
+        except checkpoint.CheckpointError as error:
+            raise checkpoint.CheckpointError(f"{error}; --fresh starts again and keeps the old folder") from None
+        if not found and (folder / "summary.json").exists():
+            raise checkpoint.CheckpointError(
+                f"{folder / checkpoint.NEWEST}: there is no checkpoint from which the finished run could continue; "
+                "--fresh starts again and keeps the old folder"
+            )
+        for reason in passed_over:
+            warn(reason)
+        probed = self.probes_stopped_at - 1 if self.probes_stopped_at else self.position.total
+        epochs = self.position.epochs
+        self.recorder.truncate(epochs, self.position.total - self.position.step, probed_up_to=probed)
+        if found:
+            self.test_accuracy = read_run(folder).epochs["test_accuracy"][:epochs].tolist()
+        if passed_over:
+            checkpoint.set_aside(folder)
+        return bool(found)

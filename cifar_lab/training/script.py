@@ -1,0 +1,237 @@
+"""What stands around a training script: reading its command line, opening its run folders, ending it cleanly."""
+
+import ast
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cifar_lab.data import cache
+from cifar_lab.measures.evaluation import evaluate
+from cifar_lab.networks import ROOT, Description, NetworkError, build, describe, networks_of
+from cifar_lab.run_folder.checkpoint import CheckpointError, load_model
+from cifar_lab.run_folder.schema import RunFileError, read_config
+from cifar_lab.run_folder.writer import Busy, FolderError, Recorder, environment
+from cifar_lab.settings import PUBLISHED, RunConfig, Settings, fail, number, parse
+from cifar_lab.training.console import Console, Stopped, StopSignals, counted
+from cifar_lab.training.device import Device, DeviceError, choose
+from cifar_lab.training.group import Lockstep
+from cifar_lab.training.loader import Loader
+from cifar_lab.training.run import TrainingRun
+
+
+def settings_of(cls: type[Settings], file: str | Path, argv: list[str]) -> Settings:
+    """The settings of a script's command line. file: the script; its docstring is the description of `--help`."""
+    script = Path(file)
+    description = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    return parse(cls, argv, prog=script.name, description=description, networks=networks_of(script))
+
+
+def groups(cls: type[Settings], file: str | Path, argv: list[str]) -> Iterator[Lockstep]:
+    """The lockstep groups that a script's command line asks for, one per seed, each ready to be trained from its
+    position.
+
+    cls: the script's flags; file: the script itself. Complete runs are left out, with a line that says so. Nothing is
+    created before everything is checked. With `--evaluate` there is no group: the checkpoint is evaluated instead.
+    """
+    settings = settings_of(cls, file, argv)
+    if settings.evaluate:
+        evaluate_folder(settings)
+        return
+    device = choose(settings)
+    _check_results(Path(settings.results))
+    description = description_of(settings)
+    opened = {seed: recorders(settings, description, seed, device) for seed in settings.seed}
+    for recorder in (r for group in opened.values() for r in group):
+        if recorder.folder.resolve().is_relative_to((ROOT / "results" / PUBLISHED).resolve()):
+            raise FolderError(f"{recorder.folder}: the runs there came with the repository; training writes elsewhere")
+    data = load_data(settings)
+    if not settings.fresh:
+        for recorder in (r for group in opened.values() for r in group):
+            recorder.existing(data.sha256)
+    console = Console()
+    if device.note:
+        console.say(device.note)
+    with StopSignals() as stop:
+        for i, seed in enumerate(settings.seed):
+            later = len(settings.seed) - 1 - i
+            with open_group(settings, description, opened[seed], device, data, console, stop, later) as group:
+                if group.runs:
+                    first = group.runs[0]
+                    console.say(
+                        f"{first.config.model}: {counted(len(group.runs), 'run')} of "
+                        f"{counted(settings.epochs, 'epoch')}, {counted(group.loader.steps, 'step')} each, "
+                        f"seed {seed}, {device.describe()}, {device.precision}"
+                    )
+                    names = ", ".join(run.recorder.folder.name for run in group.runs)
+                    console.say(f"into {first.recorder.folder.parent}: {names}")
+                    yield group
+
+
+def description_of(settings: Settings) -> Description:
+    """What identifies the network that a command line asks for."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return describe(build(settings.runs(0)[0]))
+        except NetworkError:
+            raise
+        except Exception as error:  # a user's builder can raise anything
+            raise NetworkError(f"cannot be built: {error or type(error).__name__}") from None
+
+
+def recorders(settings: Settings, description: Description, seed: int, device: Device) -> list[Recorder]:
+    """The run folders of one lockstep group. Nothing is written."""
+    network = settings.networks[settings.network]
+    options = {name: f.default for name, f in network.options.items()} | dict(settings.options)
+    about = {
+        "script": network.script.name, "label": network.label, "colour": network.colour, "options": options,
+        "fingerprint": description.fingerprint,
+    }  # fmt: skip
+    configs = [replace(c, device=device.torch.type, precision=device.precision) for c in settings.runs(seed)]
+    return [Recorder(settings.results, settings.preset, config, about) for config in configs]
+
+
+@contextmanager
+def open_group(
+    settings: Settings, description: Description, opened: list[Recorder], device: Device, data: cache.Cifar10,
+    console: Console, stop: StopSignals, later_groups: int = 0,
+) -> Iterator[Lockstep]:  # fmt: skip
+    """A lockstep group whose folders this process holds, each run continued from its checkpoint; without complete ones.
+
+    later_groups: of other seeds, for the estimate of the time. Raises what resuming raises.
+    """
+    seed = opened[0].config.seed
+    loader = Loader(
+        data, device, seed=seed, batch_size=settings.batch_size, train_size=settings.train_size,
+        test_size=settings.test_size, augmented=settings.augment,
+    )  # fmt: skip
+    described = environment(device.describe(), device.precision, data.sha256) | {
+        "channels_last": device.channels_last, "cuda_graph": device.cuda_graph, "deterministic": settings.deterministic,
+    }  # fmt: skip
+    with ExitStack() as held:
+        for recorder in opened:
+            recorder.acquire()
+            held.callback(recorder.release)
+        runs = []
+        for recorder, label in zip(opened, _labels([r.config for r in opened]), strict=True):
+            if _is_complete(recorder, settings, console):
+                continue
+            run = TrainingRun(description, label, recorder, loader)
+            if run.resume(console.say):
+                console.say(f"{recorder.folder}: continues after epoch {run.position.epochs}, step {run.position.step}")
+            recorder.start(settings.epochs, described)
+            runs.append(run)
+        held.callback(console.close)
+        yield Lockstep(
+            runs, loader, console, stop, epochs=settings.epochs, checkpoint_seconds=settings.checkpoint_seconds,
+            probe_every=settings.probe_every, later_groups=later_groups,
+        )  # fmt: skip
+
+
+def _labels(configs: list[RunConfig]) -> list[str]:
+    """What tells the runs of a group apart."""
+    words = [([c.optimizer], [f"lr {number(c.lr)}"]) for c in configs]
+    several = [len({str(w[i]) for w in words}) > 1 for i in range(2)]
+    return [" ".join((w[0] if several[0] else []) + (w[1] if several[1] else [])) for w in words]
+
+
+def load_data(settings: Settings) -> cache.Cifar10:
+    """The data set of a command line. Raises DataError."""
+    data = cache.load(settings.data_dir)
+    for flag, asked, there in (
+        ("--train-size", settings.train_size, len(data.train_images)),
+        ("--test-size", settings.test_size, len(data.test_images)),
+    ):
+        if asked > there:
+            raise cache.DataError(f"{flag} {asked}: the data set has {there} images")
+    return data
+
+
+def _check_results(results: Path) -> None:
+    """Raises FolderError if the results folder cannot be one."""
+    try:
+        there = next(p for p in (results, *results.absolute().parents) if p.exists())
+    except OSError as error:
+        raise FolderError(f"--results {results}: {error.strerror}") from None
+    if not there.is_dir():
+        raise FolderError(f"--results {results}: {there} is not a folder")
+    if not os.access(there, os.W_OK):
+        raise FolderError(f"--results {results}: {there} cannot be written to")
+
+
+def _is_complete(recorder: Recorder, settings: Settings, console: Console) -> bool:
+    """Whether there is nothing to train; with --fresh never, and what is there is moved aside."""
+    if settings.fresh:
+        if aside := recorder.set_aside():
+            console.say(f"{recorder.folder}: what was there is now {aside.name}")
+    elif summary := recorder.summary():
+        diverged = summary["diverged_at_step"]
+        if diverged is not None or summary["epochs"] >= settings.epochs:
+            how = f"diverged at step {diverged}" if diverged is not None else f"{summary['epochs']} epochs"
+            console.say(f"{recorder.folder}: complete ({how}); --fresh would train it again")
+            return True
+    return False
+
+
+def evaluate_folder(settings: Settings) -> None:
+    """Test loss and accuracy of a run's newest checkpoint, overall and per class; the confusion matrix as a figure."""
+    folder = Path(settings.evaluate)
+    try:
+        content = read_config(folder)
+    except RunFileError as error:
+        raise CheckpointError(f"{error}; --evaluate takes the folder of a run") from None
+    config = RunConfig(**content["settings"])
+    if config.model not in settings.networks:
+        raise CheckpointError(
+            f"{folder}: of the network {config.model}, not one of {', '.join(settings.networks)}; "
+            f"python {content['network']['script']} --evaluate has it"
+        )
+    script = settings.networks[config.model].script
+    model, state = load_model(folder, script)
+    device = choose(settings)
+    test_size = min(config.test_size, settings.test_size)
+    data = load_data(replace(settings, train_size=2, test_size=test_size))
+    loader = Loader(data, device, seed=0, batch_size=2, train_size=2, test_size=test_size, augmented=False)
+    model = device.place(model)
+    loss, confusion = evaluate(lambda images: device.forward(model, images), loader.test_batches())
+    confusion = confusion.cpu().numpy()
+    total = int(confusion.sum())
+    position = f"epoch {state['epochs']}" + (f", step {state['step']} of the next" if state["step"] else "")
+    print(f"{folder}: after {position}, {total} test images, {device.precision}")
+    print(f"test loss {float(loss) / total:.4f}, test accuracy {100 * int(confusion.trace()) / total:.2f}%")
+    for name, row, right in zip(cache.CLASSES, confusion, confusion.diagonal(), strict=True):
+        print(f"  {name:<10} {100 * int(right) / max(int(row.sum()), 1):6.2f}%  of {int(row.sum())}")
+    from cifar_lab.figures.confusion import draw_confusion  # matplotlib takes a second to import
+
+    title = f"{config.model}, {folder.name}"
+    for path in draw_confusion(confusion, cache.CLASSES, folder / "confusion", title=title):
+        print(path)
+
+
+def run(main: Callable[[list[str]], None], argv: list[str]) -> None:
+    """Runs a script to its exit status: 0, or one line on standard error and 2 (bad input), 1 (disk, memory, a second
+    writer), 130 or 143 (stopped by a signal)."""
+    name = os.path.basename(sys.argv[0])
+    try:
+        main(argv)
+    except (cache.DataError, DeviceError, CheckpointError, NetworkError) as error:
+        fail(f"{name}: {error}")
+    except FolderError as error:
+        fail(f"{name}: {error}", 1 if isinstance(error, Busy) else 2)
+    except RunFileError as error:
+        fail(f"{name}: {error}; the checkpoints are kept", 1)
+    except Stopped as stopped:
+        how = "stopped at once; the same command continues from the last checkpoint"
+        if stopped.saved:
+            how = "stopped, everything trained so far is saved; the same command continues"
+        fail(f"{name}: {how}", stopped.status)
+    except KeyboardInterrupt:
+        fail(f"{name}: interrupted", 130)
+    except torch.OutOfMemoryError as error:
+        fail(f"{name}: the device is out of memory, a smaller --batch-size helps ({error})", 1)
+    except OSError as error:
+        fail(f"{name}: {error.filename or 'writing'}: {error.strerror or error}; the same command continues later", 1)
