@@ -1,0 +1,136 @@
+"""The runs that come with the repository: never written to, drawn beside the user's own and told from them."""
+
+import contextlib
+import csv
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+import pytest
+from made_up import write_run
+
+import MyVGG
+import plot_results
+from cifar_lab.run_folder.reader import read_runs
+from cifar_lab.training import script
+
+ROOT = Path(__file__).resolve().parent.parent
+VGG_RUNS = [f"vgg_a{bn}_lr{lr}" for bn in ("", "_bn") for lr in ("0.001", "0.0001", "0.0005", "5e-05")]
+
+
+def test_a_fresh_clone_has_no_run_of_the_user():
+    tracked = subprocess.run(["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert all(path.startswith("results/published/") for path in tracked)
+    runs = [path for path in tracked if path.endswith("config.json")]
+    assert len(runs) == 10  # eight at the report preset, two at the paper's
+
+
+@pytest.mark.parametrize("results", ["results/published", "results/published/sub", "./results/report/../published", ""])
+def test_training_is_refused_there(results, capsys, tmp_path):
+    if not results:  # a folder of the preset that is a link
+        results = tmp_path
+        (tmp_path / "report").symlink_to(ROOT / "results" / "published" / "report")
+    with contextlib.chdir(ROOT), pytest.raises(SystemExit) as end:
+        script.run(MyVGG.main, ["--results", str(results)])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "came with the repository" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("preset, names", [("report", VGG_RUNS), ("paper", ["paper_vgg_a", "paper_vgg_a_bn"])])
+def test_the_published_runs_are_read_whole(preset, names):
+    runs, errors = read_runs(ROOT / "results" / "published", preset)
+    assert not errors and len(runs) == len(names)
+    for run in runs:
+        assert run.complete and run.environment["device"] == "cuda: NVIDIA H100 80GB HBM3"
+        assert (run.settings["device"], run.settings["precision"]) == ("cuda", "bf16")
+        assert len(run.losses) == run.summary["steps"] == run.steps_planned
+
+
+def test_published_verdicts_are_those_that_were_recomputed(tmp_path):
+    """The numbers of an independent recomputation from the same logs."""
+    for run in (ROOT / "results/published/report").glob("vgg*/*/"):
+        (tmp_path / run.relative_to(ROOT / "results")).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(run, tmp_path / run.relative_to(ROOT / "results"))
+    assert plot_results.main([str(tmp_path), "--preset", "report"]) == 0
+    with open(tmp_path / "report" / "verdicts.csv", encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["claim"].startswith("bn-") and row["mean"]]
+    assert {row["runs"] for row in rows} == {"published runs"}
+    means = {(row["claim"], row["measure"]): float(row["mean"]) for row in rows}
+    expected = {
+        ("bn-band", "ratio of the mean widths, BatchNorm / plain"): 0.7177,
+        ("bn-band", "share of the steps at which BatchNorm's is narrower"): 77.58,
+        ("bn-band", "mean width with BatchNorm"): 0.1647,
+        ("bn-band", "mean width without"): 0.2295,
+        ("bn-speed", "that step with BatchNorm"): 1094,
+        ("bn-speed", "that step without"): 2067,
+        ("bn-fluctuation", "with BatchNorm"): 0.609,
+        ("bn-fluctuation", "without"): 0.622,
+        ("bn-accuracy", "difference of the final test accuracies"): 1.745,
+        ("bn-spikes", "relative spikes (above 2 x median), BatchNorm minus plain"): (111 - 45) / 50,
+        ("bn-spikes", "absolute spikes (above median + 0.5), BatchNorm minus plain"): (1 - 2) / 50,
+    }
+    for measure, value in expected.items():
+        assert means[measure] == pytest.approx(value, abs=0.0006 if abs(value) < 5 else 0.006), measure
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Two runs of the user's and the same two published ones, with other accuracies; what is drawn of them."""
+    results = tmp_path_factory.mktemp("both")
+    curves = {"": ([10, 20, 40.5], [50, 60, 71]), "published": ([11, 22, 30], [55, 65, 90.25])}
+    for source, accuracies in curves.items():
+        for name, accuracy in zip(("vgg_a_lr0.001", "vgg_a_bn_lr0.001"), accuracies, strict=True):
+            write_run(results / source, name, "report", epochs=3, test_accuracy=accuracy, device=f"{source} device")
+    before = {p: p.read_bytes() for p in (results / "published").rglob("*") if p.is_file()}
+    figures = {}
+    save = matplotlib.figure.Figure.savefig
+
+    def keep(figure, file, **options):
+        figures[Path(file.name).name.split(".")[1]] = figure  # .<stem>.png.<process>.tmp
+        save(figure, file, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matplotlib.figure.Figure, "savefig", keep)
+        assert plot_results.main([str(results)]) == 0
+    return results, figures, before
+
+
+def test_curves_of_both_are_in_one_figure_the_published_ones_dashed(both):
+    _, figures, _ = both
+    lines = {line.get_label(): line for line in figures["overview_vgg"].axes[0].lines}
+    assert {label: line.get_linestyle() for label, line in lines.items()} == {
+        "VGG-A": "-", "VGG-A (published)": "--", "VGG-A + BatchNorm": "-", "VGG-A + BatchNorm (published)": "--",
+    }  # fmt: skip
+    assert np.array_equal(lines["VGG-A"].get_ydata(), [10, 20, 40.5])
+    assert np.array_equal(lines["VGG-A + BatchNorm (published)"].get_ydata(), [55, 65, 90.25])
+    assert lines["VGG-A"].get_color() == lines["VGG-A (published)"].get_color()
+
+
+def test_tables_tell_them_apart(both):
+    results, _, before = both
+    report = (results / "report" / "report.md").read_text(encoding="utf-8")
+    assert "| vgg_a/adam-lr1e-3-wd1e-4-seed0 | 3 | 23.50 |" in report  # mean of 10, 20 and 40.5
+    assert "| vgg_a/adam-lr1e-3-wd1e-4-seed0 (published) | 3 | 21.00 |" in report
+    with open(results / "report" / "verdicts.csv", encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["claim"] == "bn-accuracy"]
+    assert {row["runs"]: float(row["mean"]) for row in rows} == pytest.approx(
+        {"own runs": 181 / 3 - 70.5 / 3, "published runs": 210.25 / 3 - 21}, abs=1e-4
+    )
+    assert "## Verdicts from the published runs" in report
+    assert {p: p.read_bytes() for p in (results / "published").rglob("*") if p.is_file()} == before
+
+
+def test_a_command_that_is_named_trains_outside_of_them(tmp_path, capsys):
+    write_run(tmp_path / "published", "vgg_a_lr0.001", "report", epochs=3)
+    assert plot_results.main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "landscape band of vgg_a_bn: " in out and "landscape band of vgg_a: " not in out  # the user lacks neither
+    commands = [line for line in out.splitlines() if "python My" in line]
+    assert commands and all(f"--results {tmp_path}" in line for line in commands)
+    assert not any("published" in line.split("--results")[1] for line in commands)
+    config = next((tmp_path / "published").rglob("config.json"))
+    assert json.loads(config.read_text())["preset"] == "report"
