@@ -1,7 +1,7 @@
-# On a fresh machine with Python 3.11 or newer: `make quick` or `make test`. What they need, they install into .venv.
+# On a fresh machine with Python 3.11 or newer: `make quick` or `make test`. Both install what they need into .venv.
 PYTHON ?= python3
 SEEDS ?= 0
-# Stop cleanly after so many seconds (make report SECONDS=1500); the same command goes on.
+# Stop cleanly after so many seconds (make report SECONDS=1500); the same command continues.
 SECONDS_LIMIT := $(if $(SECONDS),--seconds $(SECONDS))
 
 VENV := .venv
@@ -15,8 +15,9 @@ quick laptop report paper paper-quick: data
 data: $(VENV)/.run
 	$(RUN) -m cifar_lab.data
 
+# A process per core, with a thread each: more threads would only wait for one another in networks this small.
 test: lint data
-	$(RUN) -m pytest -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile
 
 lint: $(VENV)/.develop
 	$(RUN) -m ruff check .

@@ -18,10 +18,11 @@ from unittest import mock
 
 import numpy as np
 import trainings
+from torch import nn
 
 import MyVGG
-from cifar_lab import checkpoint, files
-from cifar_lab.runs import find_run_folders, read_run
+from cifar_lab.run_folder import checkpoint, files
+from cifar_lab.run_folder.reader import find_run_folders, read_run
 
 DIED = 9  # the exit status of a process that a fault has ended
 
@@ -30,21 +31,15 @@ def signal_at_forward_pass(number: int, which: int = signal.SIGTERM) -> None:
     """Sends this process a signal in a forward pass, of training or of evaluation, counted from 1."""
     passes = itertools.count(1)
 
-    def build(config):
-        model = trainings.small_network(config)
-        forward = model.forward
-
-        def interrupted(images):
-            if next(passes) == number:
+    class Interrupted(nn.Module):
+        def forward(self, x):
+            # The passes on the meta device, which describe the network, are not counted.
+            if x.device.type != "meta" and next(passes) == number:
                 print("signalled", flush=True)
                 signal.raise_signal(which)
-            return forward(images)
+            return x
 
-        model.forward = interrupted
-        return model
-
-    trainings.with_small_network()
-    MyVGG.build = build
+    trainings.with_network(lambda *, width=1.0: trainings.small_network().append(Interrupted()))
 
 
 def gradient_not_finite(at: int, stop_in: int | None = None) -> None:
@@ -87,7 +82,7 @@ def with_no_privileges() -> None:
 
 @dataclass
 class Faults:
-    """Counts the calls through which `cifar_lab.files` writes, and has one of them go wrong.
+    """Counts the calls through which `cifar_lab.run_folder.files` writes, and has one of them go wrong.
 
     at: its number, from 0; None: none of them. dies: the process ends there instead of getting an error.
     """
@@ -108,7 +103,7 @@ class Faults:
 
     @contextlib.contextmanager
     def __call__(self):
-        """Puts itself between `cifar_lab.files` and the system."""
+        """Puts itself between `cifar_lab.run_folder.files` and the system."""
         fsync, replace, mkdir = os.fsync, os.replace, os.mkdir
 
         class File(io.FileIO):
@@ -187,7 +182,7 @@ def trial(argv: list[str], reference: dict, at: int, dies: bool, prepared: Path 
         for folder in find_run_folders(results):
             read_run(folder)
             if (folder / checkpoint.NEWEST).exists() or (folder / checkpoint.PREVIOUS).exists():
-                checkpoint.load_model(folder, trainings.small_network)
+                checkpoint.load_model(folder)
         ended = trainings.train_here(argv)
         if ended.status != 0 or ended.err:
             wrong.append(f"continued: status {ended.status}: {ended.err}")

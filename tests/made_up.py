@@ -8,10 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_lab.config import RunConfig, run_folder
 from cifar_lab.experiments import config_of
-from cifar_lab.run_files import EPOCH_COLUMNS, PROBE_COLUMNS
-from cifar_lab.runs import final_accuracy
+from cifar_lab.run_folder.reader import final_accuracy
+from cifar_lab.run_folder.tables import (
+    EPOCH_COLUMNS,
+    PROBE_COLUMNS,
+)
+from cifar_lab.settings import RunConfig, run_folder
+
+NETWORKS = {  # name: script, label, colour
+    "vgg_a": ("MyVGG.py", "VGG-A", "#D55E00"),
+    "vgg_a_bn": ("MyVGG.py", "VGG-A + BatchNorm", "#0072B2"),
+    "inception": ("MyFramework.py", "Inception v1", "#000000"),
+    "inception_res": ("MyFramework.py", "residual Inception", "#009E73"),
+}
 
 
 def write_run(
@@ -53,12 +63,16 @@ def write_run(
     if losses is None:
         steps = done * steps_per_epoch if diverged_at_step is None else diverged_at_step - 1
         losses = 0.3 + 2 * np.exp(-np.arange(steps) / (epochs * steps_per_epoch) * 5) + rng.uniform(0, 0.2, steps)
+    script, label, colour = NETWORKS.get(config.model, ("MyOwn.py", f"network {config.model}", None))
+    network = {
+        "script": script, "label": label, "colour": colour, "options": dict(config.options), "fingerprint": "0" * 16,
+    }  # fmt: skip
     environment = {
         "commit": commit, "device": device, "precision": "fp32", "torch": "2.14.1", "python": "3.11.7",
         "platform": "Linux", "data_sha256": {"train_images": "0" * 64}, **(environment or {}),
     }  # fmt: skip
     write_json(folder / "config.json", {
-        "schema": 1, "preset": preset, "settings": asdict(config), "epochs": epochs,
+        "schema": 2, "preset": preset, "settings": asdict(config), "network": network, "epochs": epochs,
         "command": "python MyVGG.py", "environment": environment,
     })  # fmt: skip
     accuracy, loss = [float(x) for x in test_accuracy[:done]], [float(x) for x in train_loss[:done]]

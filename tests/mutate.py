@@ -40,21 +40,28 @@ from cosmic_ray.work_db import use_db
 # Subject, modules, and the tests that have to notice a fault in them: pytest's arguments, the most specific file first.
 # A row whose tests take more than 15 seconds makes the whole run longer than 20 minutes.
 TABLE = (
-    ("measures", "landscape.py", "tests/test_landscape.py tests/test_probe.py"),
-    ("measures", "surface.py", "tests/test_surface.py"),
-    ("verdicts", "verdicts.py", "tests/test_claims.py tests/test_verdicts.py"),
-    ("plan", "cifar_lab/plan.py", "tests/test_random_streams.py tests/test_augment.py"),
-    ("augmentation", "cifar_lab/augment.py", "tests/test_augment.py tests/test_random_streams.py"),
-    ("optimizers", "cifar_lab/optimizers.py", "tests/test_optimizers.py"),
-    ("networks", "MyVGG.py MyFramework.py cifar_lab/layers.py",
-     "tests/test_reference.py tests/test_models.py tests/test_random_streams.py tests/test_settings.py"),
-    ("training", "cifar_lab/config.py cifar_lab/experiments.py",
+    ("measures", "cifar_lab/measures/band.py cifar_lab/measures/probes.py cifar_lab/measures/statistics.py",
+     "tests/test_landscape.py tests/test_probe.py tests/test_verdicts.py"),
+    ("measures", "cifar_lab/measures/surface.py cifar_lab/measures/evaluation.py", "tests/test_surface.py"),
+    ("verdicts", "cifar_lab/report/claims.py cifar_lab/report/verdicts.py",
+     "tests/test_claims.py tests/test_verdicts.py"),
+    ("plan", "cifar_lab/training/plan.py", "tests/test_random_streams.py tests/test_augment.py"),
+    ("augmentation", "cifar_lab/training/augment.py", "tests/test_augment.py tests/test_random_streams.py"),
+    ("optimizers", "cifar_lab/optimizers.py", "tests/test_optimizers.py tests/test_figures.py"),
+    ("networks", "MyVGG.py MyFramework.py cifar_lab/networks.py",
+     "tests/test_reference.py tests/test_models.py tests/test_random_streams.py tests/test_identity.py"
+     " tests/test_settings.py"),
+    ("training", "cifar_lab/settings.py cifar_lab/experiments.py",
      "tests/test_settings.py tests/test_command_lines.py tests/test_reproduce.py"),
-    ("training", "cifar_lab/loader.py cifar_lab/lockstep.py cifar_lab/training_run.py cifar_lab/script.py",
-     "tests/test_recomputed_logs.py tests/test_random_streams.py tests/test_settings.py tests/test_command_lines.py"),
-    ("figures", "plot_results.py cifar_lab/figures.py", "tests/test_figures.py tests/test_plots.py"),
-    ("figures", "landscape_plots.py", "tests/test_figures.py tests/test_landscape.py"),
-    ("figures", "surface_plots.py", "tests/test_figures.py tests/test_surface.py"),
+    ("training", "cifar_lab/training/loader.py cifar_lab/training/group.py cifar_lab/training/run.py"
+     " cifar_lab/training/script.py cifar_lab/training/position.py",
+     "tests/test_recomputed_logs.py tests/test_run_folder.py tests/test_settings.py tests/test_cuda_stand_in.py"),
+    ("figures", "cifar_lab/report/page.py cifar_lab/figures/style.py cifar_lab/figures/curves.py",
+     "tests/test_figures.py tests/test_plots.py"),
+    ("figures", "cifar_lab/figures/band.py cifar_lab/figures/probes.py",
+     "tests/test_figures.py tests/test_landscape.py"),
+    ("figures", "cifar_lab/figures/surface.py cifar_lab/figures/confusion.py",
+     "tests/test_figures.py tests/test_surface.py"),
 )  # fmt: skip
 MODULES = {module: (subject, tests) for subject, modules, tests in TABLE for module in modules.split()}
 SUBJECTS = tuple(dict.fromkeys(subject for subject, _, _ in TABLE))

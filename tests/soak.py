@@ -26,11 +26,11 @@ from synthetic import write_synthetic  # noqa: E402
 from trainings import Training, content, differences, flags, unfinished_files  # noqa: E402
 
 from bench.output import RESULTS, described, header, markdown_table, write  # noqa: E402
-from cifar_lab.console import duration  # noqa: E402
-from cifar_lab.device import choose  # noqa: E402
-from cifar_lab.run_files import RunFileError  # noqa: E402
-from cifar_lab.runs import find_run_folders, read_run  # noqa: E402
+from cifar_lab.run_folder.reader import find_run_folders, read_run  # noqa: E402
+from cifar_lab.run_folder.schema import RunFileError  # noqa: E402
 from cifar_lab.settings import Parser, Settings, integer, path  # noqa: E402
+from cifar_lab.training.console import duration  # noqa: E402
+from cifar_lab.training.device import choose  # noqa: E402
 
 COMMANDS = (
     ("MyVGG.py", "--bn --lrs 1e-3 1e-4 --probe-every 5 --epochs 30"),
@@ -79,7 +79,7 @@ def disturbed(argv: list[str], script: str, results: Path, delays, draw: random.
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(prog="python -m tests.soak", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser("python -m tests.soak", __doc__.splitlines()[0])
     parser.add_argument("--kills", type=integer(1, 10**6), default=200, help="how many (200)")
     parser.add_argument("--seed", type=integer(0, 10**6), default=0, help="of commands, moments and signals (0)")
     parser.add_argument("--output", type=path, default=str(RESULTS), help="folder of soak.json and soak.md")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_lab.data import write_cache
+from cifar_lab.data.cache import write_cache
 
 
 def write_synthetic(folder: Path, train: int = 2000, test: int = 500, seed: int = 0) -> Path:

@@ -9,8 +9,8 @@ import torch
 import torchvision.transforms.functional as TF
 from torchvision.transforms import InterpolationMode
 
-from cifar_lab import augment as A
-from cifar_lab.plan import SIZE, epoch_plan
+from cifar_lab.training import augment as A
+from cifar_lab.training.plan import SIZE, epoch_plan
 
 BATCH = 16
 TOLERANCE = 1e-5  # on values in [0, 1], float32

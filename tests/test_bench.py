@@ -3,14 +3,15 @@
 import json
 from argparse import Namespace
 
-import numpy as np
 import pytest
 import torch
 
-from bench import accuracy, bench, gpu_check, ours, output, report_slice, scaling, table, timing
-from cifar_lab.config import PRESETS
-from cifar_lab.data import Cifar10
+from bench import accuracy, bench, gpu_check, ours, output, profile_step, program, report_slice, scaling, table, timing
+from cifar_lab.data.cache import DataError
 from cifar_lab.experiments import EXPERIMENTS
+from cifar_lab.run_folder.reader import read_runs, report_runs
+from cifar_lab.settings import ALL_PRESETS, PRESETS
+from cifar_lab.training import group
 
 ABOUT = {"device": "cpu: made up", "precision": "fp32", "torch": "2", "python": "3", "platform": "Linux",
          "commit": None, "data": "random images"}  # fmt: skip
@@ -18,16 +19,11 @@ ABOUT = {"device": "cpu: made up", "precision": "fp32", "torch": "2", "python": 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """One thread, and 200 random images in the place of CIFAR-10."""
-    rng = np.random.default_rng(0)
-
-    def split(n):
-        return rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, n, dtype=np.uint8)
-
-    data = Cifar10(*split(200), *split(50), sha256={}, name="random images")
-    monkeypatch.setattr(ours, "load", lambda *_: data)
-    monkeypatch.setattr(bench, "matmul_rate", Namespace(__wrapped__=lambda device: 1e12))
-    monkeypatch.setattr(report_slice, "matmul_rate", lambda device: 1e12)
+    """One thread, 200 random images in the place of CIFAR-10, and no measuring of matrix products."""
+    data = program.random_images(train=200, test=100)
+    monkeypatch.setattr(program, "load", lambda *_, **__: data)
+    for module, name in ((bench, "measure_matmul_rate"), (report_slice, "measure_matmul_rate"), (group, "matmul_rate")):
+        monkeypatch.setattr(module, name, lambda device: 1e12)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -57,9 +53,19 @@ def test_a_round_of_the_table(model, monkeypatch, tmp_path, capsys):
     assert json.loads((tmp_path / "made-up.json").read_text())["table"] == [row]
 
 
+def test_the_engine_trains_epoch_after_epoch():
+    flags = ["--width", 0.03, "--device", "cpu", "--train-size", 50, "--batch-size", 20]
+    module, settings = ours.parse(ours.command("vgg_a_bn", slice(1, 3), *flags))
+    with ours.lockstep(settings, program.load()) as group:
+        assert [(run.config.model, run.config.lr) for run in group.runs] == [("vgg_a_bn", 1e-4), ("vgg_a_bn", 5e-4)]
+        steps = ours.train(group, module, warm_up=1)
+        # Two networks, batches of 20, 20 and 10; the first epoch is broken off after a step.
+        assert [next(steps) for _ in range(6)] == [40, 40, 40, 20, 40, 40]
+        assert [(run.position.epochs, run.position.step) for run in group.runs] == [(2, 1), (2, 1)]
+
+
 def test_a_measurement_that_fails_does_not_stop_the_others(monkeypatch, capsys):
     monkeypatch.setattr(bench.Bench, "classic", lambda *_: 1 / 0)
-    monkeypatch.setattr(ours, "batch_seconds", lambda *_: 1.0)
     monkeypatch.setattr(bench, "BATCH", 20)
     flags = ["--worker", "--device", "cpu", "--models", "vgg_a", "--widths", "0.03", "--images", "40"]
     bench.main([*flags, "--rounds", "1", "--piece", "0.01", "--seconds", "1"])
@@ -90,7 +96,8 @@ def test_the_slice_of_the_report_covers_all_of_it(capsys):
 
 
 def test_accuracy(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(PRESETS, "quick", {"width": 0.03, "train_size": 200, "test_size": 50, "epochs": 2})
+    for presets in (PRESETS, ALL_PRESETS):
+        monkeypatch.setitem(presets, "quick", {"width": 0.03, "train_size": 200, "test_size": 50, "epochs": 2})
     flags = ["--models", "vgg_a_bn", "inception", "--seeds", "3", "4", "--device", "cpu", "--output", str(tmp_path)]
     assert accuracy.main(flags) == 0
     (written,) = tmp_path.glob("*.json")
@@ -111,11 +118,8 @@ def test_difference_of_accuracies_by_hand():
     assert accuracy.difference([2.0], [6.0]) is None
 
 
-def test_scaling(monkeypatch):
-    args = Namespace(
-        data_dir=None, made_up_data=True, images=160, width=0.03, epochs=1, device="cpu", memory_epochs=2,
-        plot_epochs=[1],
-    )  # fmt: skip
+def test_scaling():
+    args = Namespace(data_dir=None, made_up_data=False, images=160, width=0.03, epochs=1, device="cpu", memory_epochs=2)
     measured = {"epochs": scaling.epoch_times(args), "memory": scaling.memory(args), "start": {"error": "left out"}}
     assert [row["images"] for row in measured["epochs"]["rows"]] == [20, 40, 80, 160]
     assert [row["epoch"] for row in measured["memory"]["rows"]] == [1, 2]
@@ -123,26 +127,74 @@ def test_scaling(monkeypatch):
     assert "| 160 |" in text and "left out" in text
 
 
+def test_made_up_logs_are_those_of_every_run_of_the_report(tmp_path):
+    steps = [scaling.write_logs(experiment, str(tmp_path), epochs=2) for experiment in EXPERIMENTS]
+    assert sum(steps) == 17 * 2 * 500
+    runs, errors = read_runs(tmp_path, "report")
+    assert errors == [] and len(runs) == 17
+    assert len(report_runs(runs, "report")) == 17
+    assert all(run.complete and run.epochs_done == 2 and len(run.losses) == 1000 for run in runs)
+
+
+def test_profile(capsys):
+    assert profile_step.main(["--models", "vgg_a", "--width", "0.03", "--steps", "1", "--device", "cpu"]) == 0
+    assert "| `aten::convolution_backward` |" in capsys.readouterr().out
+
+
 def test_a_part_of_the_gpu_check_that_fails_or_hangs_is_recorded():
+    lines = []
     results = {
-        "good": gpu_check.run(["-c", "print('done')"], 60),
-        "bad": gpu_check.run(["-c", "raise SystemExit('no such kernel')"], 60),
-        "slow": gpu_check.run(["-c", "import time; print('begun', flush=True); time.sleep(60)"], 0.5),
+        "good": program.run(["-c", "print('done')"], 60, lines.append),
+        "bad": program.run(["-c", "raise SystemExit('no such kernel')"], 60),
+        "slow": program.run(["-c", "import time; print('begun', flush=True); time.sleep(60)"], 0.5),
         "late": {},
     }
-    assert results["good"]["status"] == 0 and results["good"]["last_lines"] == ["done"]
+    assert results["good"]["status"] == 0 and results["good"]["last_lines"] == ["done"] and lines == ["done\n"]
     assert results["bad"]["status"] == 1 and results["bad"]["last_lines"] == ["no such kernel"]
     assert results["slow"]["killed"]
     text = gpu_check.markdown(ABOUT, results, "made-up")
     assert "| slow | killed at its time limit |" in text and "| late | left out, no time |" in text
 
 
-@pytest.mark.parametrize("program", [accuracy, bench, report_slice, scaling, gpu_check])
-def test_bad_flags_end_with_one_line(program, capsys, tmp_path):
-    value_of = {scaling: "--width", accuracy: "--seeds"}
-    for flags in (["--device", "abacus"], [value_of.get(program, "--seconds"), "soon"]):
+def test_what_a_worker_writes_and_why_it_fails(tmp_path):
+    (tmp_path / "lines").write_text('{"a": 1}\n[2]\n{"b": 3}\n')
+    kept = []
+    # A module that prints JSON, one value per line, and fails on a file that is not there.
+    argv = ["--json-lines", "--compact"]
+    assert program.run_worker("json.tool", [*argv, str(tmp_path / "lines")], 60, kept.append) == ""
+    assert kept == [{"a": 1}, {"b": 3}]
+    error = program.run_worker("json.tool", [*argv, str(tmp_path / "missing")], 60, kept.append)
+    assert error.startswith("exit status ") and "missing" in error and len(kept) == 2
+
+
+def test_random_images_stand_in_for_the_gpu_check(monkeypatch, capsys):
+    def missing(data_dir, download):
+        assert not download
+        raise DataError("no CIFAR-10 here")
+
+    monkeypatch.setattr(program, "load", missing)
+    args = program.parser("bench.gpu_check", "").parse_args(["--device", "cpu"])
+    data, _ = program.data_and_device(args, required=False)
+    assert data.name == "random images" and args.made_up_data
+    assert "no CIFAR-10 here" in capsys.readouterr().out
+    assert program.shared_flags(args)[-1] == "--made-up-data"
+
+
+@pytest.mark.parametrize(
+    "module, flag",
+    [
+        (accuracy, "--seeds"),
+        (bench, "--seconds"),
+        (gpu_check, "--seconds"),
+        (profile_step, "--steps"),
+        (report_slice, "--seconds"),
+        (scaling, "--width"),
+    ],
+)
+def test_bad_flags_end_with_one_line(module, flag, capsys, tmp_path):
+    for flags in (["--device", "abacus"], [flag, "soon"]):
         with pytest.raises(SystemExit) as ended:
-            program.main([*flags, "--output", str(tmp_path / "out")])
+            module.main([*flags, "--output", str(tmp_path / "out")])
         assert ended.value.code == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "out").exists()

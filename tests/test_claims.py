@@ -18,16 +18,16 @@ import pytest
 from made_up import write_run
 
 import plot_results
-import verdicts
-from cifar_lab.config import RunConfig
-from cifar_lab.runs import read_runs
+from cifar_lab.report import verdicts
+from cifar_lab.run_folder.reader import read_runs
+from cifar_lab.settings import RunConfig
 
 # --- The runs, as the report describes them ---------------------------------------------------------------------------
 
 RATES = (1e-3, 1e-4, 5e-4, 5e-5)
 INCEPTION = RunConfig("inception", "adam", 1e-4, 0.0)
-RESIDUAL = RunConfig("inception_res", "adam", 1e-4, 0.0, residual_scale=0.2)
-UNSCALED = RunConfig("inception_res", "adam", 1e-4, 0.0, residual_scale=1.0)
+RESIDUAL = RunConfig("inception_res", "adam", 1e-4, 0.0)
+UNSCALED = RunConfig("inception_res", "adam", 1e-4, 0.0, options={"residual_scale": 1.0})
 ADAM, ADAMW, RMSPROP = (RunConfig("inception_res", name, 1e-4, 1e-4) for name in ("adam", "adamw", "rmsprop"))
 LARGE_RATES = (
     RunConfig("inception_res", "adam", 1e-3, 1e-4),
@@ -53,7 +53,8 @@ CLAIM_RUNS = {
 }
 OTHER_SETTINGS = (
     replace(INCEPTION, weight_decay=1e-4), replace(INCEPTION, lr=1e-3), replace(INCEPTION, optimizer="adamw"),
-    replace(INCEPTION, width=0.5), replace(RESIDUAL, residual_scale=0.3), replace(ADAM, residual_scale=1.0),
+    replace(INCEPTION, width=0.5), replace(RESIDUAL, options={"residual_scale": 0.3}),
+    replace(ADAM, options={"residual_scale": 1.0}),
     replace(ADAMW, weight_decay=0.0), replace(RMSPROP, weight_decay=1e-3), replace(LARGE_RATES[2], momentum=0.0),
     replace(PLAIN[0], weight_decay=0.0), replace(BN[0], weight_decay=0.0), replace(PLAIN[3], lr=1e-5),
     replace(BN[0], lr=1e-2), replace(BN[0], augment=False), replace(PLAIN[0], init="xavier"),
@@ -368,7 +369,7 @@ def judged(results: Path, claim: str, preset: str = "report") -> list[dict[str, 
     """The claim's rows of verdicts.csv, without the figures that plot_results.py draws."""
     runs, errors = read_runs(results, preset)
     assert not errors
-    return rows_of(verdicts.to_csv(verdicts.judge_all(runs, preset)), claim)
+    return rows_of(verdicts.to_csv({"": verdicts.judge_all(runs, preset)}), claim)
 
 
 def check_rows(rows: Sequence[dict[str, str]], claim: str, verdict: str, seeds: Sequence[int], runs) -> None:

@@ -14,17 +14,26 @@ import landscape
 import MyFramework
 import MyVGG
 import plot_results
-import surface
-from cifar_lab import script
-from cifar_lab.config import PAPER_PRESETS, PRESETS, SHORT, RunConfig, preset_defaults, run_folder, run_name
-from cifar_lab.optimizers import build_optimizer
-from cifar_lab.settings import INITS, LARGEST_SEED, OPTIMIZERS, PRECISIONS
+from cifar_lab.networks import build
+from cifar_lab.optimizers import OPTIMIZERS, build_optimizer
+from cifar_lab.settings import (
+    ALL_PRESETS,
+    INITS,
+    LARGEST_SEED,
+    PRECISIONS,
+    PRESETS,
+    SHORT,
+    RunConfig,
+    preset_defaults,
+    run_folder,
+    run_name,
+)
+from cifar_lab.training import script
 
 SCRIPTS = {
-    "MyVGG.py": (MyVGG, MyVGG.VGGSettings, PRESETS | PAPER_PRESETS),
-    "MyFramework.py": (MyFramework, MyFramework.InceptionSettings, PRESETS),
+    "MyVGG.py": (MyVGG, MyVGG.VGGSettings),
+    "MyFramework.py": (MyFramework, MyFramework.InceptionSettings),
 }
-ALL_PRESETS = PRESETS | PAPER_PRESETS
 
 # --- Words of a command line -----------------------------------------------------------------------------------------
 
@@ -44,7 +53,7 @@ values = st.one_of(numbers, numbers, named, named, texts)
 
 
 def flag_names(cls: type) -> list[str]:
-    names = [field.name.replace("_", "-") for field in fields(cls)]
+    names = [field.name.replace("_", "-") for field in fields(cls) if field.metadata] + ["residual-scale"]
     return [f"--{prefix}{name}" for name in names for prefix in ("", "no-")]
 
 
@@ -71,7 +80,7 @@ def command_lines(cls: type) -> st.SearchStrategy[list[str]]:
         st.tuples(st.sampled_from(flag_names(cls)), values).map(list),
         st.tuples(st.sampled_from(flag_names(cls)), values).map(lambda pair: ["=".join(pair)]),
     )
-    good = st.one_of([sensible(field) for field in fields(cls)])
+    good = st.one_of([sensible(field) for field in fields(cls) if field.metadata])
     groups = st.one_of(st.lists(good, max_size=4), st.lists(st.one_of(good, anything), max_size=5))
     return groups.map(lambda found: [word for group in found for word in group])
 
@@ -103,13 +112,13 @@ anything_goes = settings(max_examples=150, derandomize=True, deadline=None, supp
 @given(data=st.data())
 @anything_goes
 def test_training_scripts(name, data):
-    module, cls, presets = SCRIPTS[name]
+    module, cls = SCRIPTS[name]
     argv = data.draw(command_lines(cls))
-    asked = parsed(lambda words: script.parse(cls, words, name, module.__doc__, presets), argv)
+    asked = parsed(lambda words: script.settings_of(cls, module.__file__, words), argv)
     event("refused" if asked is None else "accepted")
     if asked is None:
         return
-    assert asked.preset in presets
+    assert asked.preset in (ALL_PRESETS if module is MyVGG else PRESETS)
     assert asked.epochs >= 1 and asked.batch_size >= 2 and 0 < asked.width <= 8
     assert 2 <= asked.train_size <= 50_000 and 1 <= asked.test_size <= 10_000
     assert 0 <= asked.checkpoint_seconds < float("inf")
@@ -121,7 +130,7 @@ def test_training_scripts(name, data):
         assert 0 < config.lr < float("inf") and 0 <= config.weight_decay <= 10 and 0 <= config.seed <= LARGEST_SEED
         assert config.optimizer in OPTIMIZERS and (config.optimizer == "sgd" or not config.momentum)
     with torch.device("meta"):  # shapes only
-        network = module.build(configs[0])
+        network = build(configs[0])
         build_optimizer(configs[0], network.parameters(), torch.device("meta"))
         last_batch = asked.train_size % asked.batch_size or asked.batch_size
         assert network.train()(torch.empty(min(last_batch, 4), 3, 32, 32)).shape == (min(last_batch, 4), 10)
@@ -135,14 +144,15 @@ def test_training_scripts(name, data):
         ("MyVGG.py", "--epoch 3"), ("MyVGG.py", "--preset tiny"), ("MyVGG.py", "extra"), ("MyVGG.py", "--bn=yes"),
         ("MyVGG.py", "--bn --train-size 101"), ("MyVGG.py", "--seed 1 1"), ("MyVGG.py", "--seed -1"),
         ("MyVGG.py", "--checkpoint-seconds inf"), ("MyFramework.py", "--model vgg"), ("MyFramework.py", "--width 9"),
-        ("MyFramework.py", "--preset paper"), ("MyFramework.py", "--model inception --residual-scale 1"),
-        ("MyFramework.py", "--optimizer adam adam"), ("MyFramework.py", "--batch-size 1"),
+        ("MyFramework.py", "--preset paper"), ("MyFramework.py", "--residual-scale 1 --model inception"),
+        ("MyFramework.py", "--optimizer adam adam"), ("MyFramework.py", "--lr 1000001"),
+        ("MyFramework.py", "--batch-size 1"),
     ],
 )  # fmt: skip
 def test_refused_words_are_named(name, words, capsys):
-    module, cls, presets = SCRIPTS[name]
+    module, cls = SCRIPTS[name]
     with pytest.raises(SystemExit) as ended:
-        script.parse(cls, words.split(), name, module.__doc__, presets)
+        script.settings_of(cls, module.__file__, words.split())
     said = capsys.readouterr()
     assert ended.value.code == 2 and not said.out
     assert said.err.startswith(f"{name}: ") and said.err.count("\n") == 1
@@ -151,7 +161,7 @@ def test_refused_words_are_named(name, words, capsys):
 
 def test_minus_zero_is_zero():
     zero, minus = (
-        script.parse(MyFramework.InceptionSettings, ["--residual-scale", text], "", "", PRESETS).runs(0)[0]
+        script.settings_of(MyFramework.InceptionSettings, MyFramework.__file__, ["--residual-scale", text]).runs(0)[0]
         for text in ("0", "-0.0")
     )
     assert run_name(zero, "report") == run_name(minus, "report")
@@ -180,7 +190,7 @@ def test_figures_from_an_empty_folder(main, argv, tmp_path_factory):
 )
 @anything_goes
 def test_surface(argv):
-    options = parsed(surface.parser().parse_args, argv)
+    options = parsed(landscape.surface_parser().parse_args, argv)
     if options is not None:
         assert options.folders and options.dims in ("1", "2") and options.points % 2 == 1
         assert 0 < options.range <= 1e3 and options.images >= 2
@@ -192,12 +202,12 @@ positive = st.floats(5e-324, 1e6)
 run_configs = st.builds(
     RunConfig,
     model=st.sampled_from(["inception", "inception_res", "vgg_a", "inception_bn", "inception_res_bn", "vgg_a_bn"]),
-    optimizer=st.sampled_from(OPTIMIZERS),
+    optimizer=st.sampled_from(list(OPTIMIZERS)),
     lr=positive,
     weight_decay=st.floats(0, 10),
     seed=st.integers(0, LARGEST_SEED),
     momentum=st.floats(0, 1),
-    residual_scale=st.floats(0, 100),
+    options=st.one_of(st.just({}), st.floats(0, 100).map(lambda scale: {"residual_scale": scale})),
     width=st.floats(0, 8, exclude_min=True),
     init=st.sampled_from(INITS),
     batch_size=st.integers(2, 100_000),
@@ -212,6 +222,7 @@ PATTERNS = {float: NUMBER, int: r"\d+", bool: "", str: "|".join([*INITS, *PRECIS
 NAME = re.compile(
     rf"(?P<optimizer>{'|'.join(OPTIMIZERS)})-lr(?P<lr>{NUMBER})-wd(?P<weight_decay>{NUMBER})-seed(?P<seed>\d+)"
     + "".join(rf"(?:-{short}(?P<{key}>{PATTERNS[type(getattr(RunConfig, key))]}))?" for key, short in SHORT.items())
+    + rf"(?:-scale(?P<residual_scale>{NUMBER}))?"
 )
 
 
@@ -219,7 +230,9 @@ def config_of_name(name: str, model: str, preset: str) -> RunConfig:
     """The settings that a folder's name says."""
     config = RunConfig(model, **preset_defaults(preset))
     for key, text in NAME.fullmatch(name).groupdict().items():
-        if text is not None:
+        if text is not None and key == "residual_scale":
+            config = replace(config, options={key: float(text)})
+        elif text is not None:
             kind = type(getattr(RunConfig, key))
             config = replace(config, **{key: not getattr(config, key) if kind is bool else kind(text)})
     return config

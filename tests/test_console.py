@@ -76,8 +76,8 @@ def terminal():
 LOOKS_AT_EVERY_STEP = """
 import sys
 import MyVGG
-from cifar_lab import lockstep, script
-lockstep.READ_SECONDS = 0
+from cifar_lab.training import group, script
+group.READ_SECONDS = 0
 sys.argv[0] = "MyVGG.py"
 script.run(MyVGG.main, sys.argv[1:])
 """
@@ -99,4 +99,4 @@ def test_bars_estimate_and_ctrl_c_on_a_terminal(terminal, tmp_path, synthetic_da
     assert seen.press_ctrl_c() == 130
     assert "Traceback" not in seen.screen
     last = seen.screen.rstrip().splitlines()[-1]
-    assert last.endswith("MyVGG.py: stopped, everything trained so far is saved; the same command goes on")
+    assert last.endswith("MyVGG.py: stopped, everything trained so far is saved; the same command continues")

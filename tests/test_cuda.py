@@ -6,7 +6,7 @@ import torch
 
 import MyFramework
 import MyVGG
-from cifar_lab.runs import find_run_folders, read_run
+from cifar_lab.run_folder.reader import find_run_folders, read_run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

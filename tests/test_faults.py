@@ -1,5 +1,5 @@
 """Every write of a training fails once, or the process dies there; the disk is full, the folder gone, a checkpoint
-damaged: what was there stays readable, and the same command goes on to the same bits."""
+damaged: what was there stays readable, and the same command continues to the same bits."""
 
 import os
 import pickle
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import faults
 import pytest
@@ -19,14 +20,14 @@ from trainings import (
     differences,
     flat,
     folder_in_memory,
-    small_network,
     snapshot,
     unfinished_files,
     with_small_network,
 )
 
-from cifar_lab import checkpoint
-from cifar_lab.runs import find_run_folders, read_run
+from cifar_lab.networks import NETWORKS
+from cifar_lab.run_folder import checkpoint
+from cifar_lab.run_folder.reader import find_run_folders, read_run
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and signals")
 
@@ -70,7 +71,7 @@ def test_every_call_that_writes(dies, command, workers):
 def refused(training, path, reason) -> None:
     """It ends with status 1 and one line."""
     ended = training.wait()
-    assert (ended.status, ended.err) == (1, f"MyVGG.py: {path}: {reason}; the same command goes on later\n")
+    assert (ended.status, ended.err) == (1, f"MyVGG.py: {path}: {reason}; the same command continues later\n")
 
 
 @pytest.mark.parametrize("size, file", [(600, "config.json"), (2_000, "checkpoint.pt")])
@@ -93,7 +94,7 @@ def test_a_full_disk(command, results):
     try:
         ended = Training(command.into(results), prepare=with_small_network).wait()
         assert ended.status == 1
-        assert ended.err.endswith(": No space left on device; the same command goes on later\n")
+        assert ended.err.endswith(": No space left on device; the same command continues later\n")
         assert ended.err.count("\n") == 1
         assert len(find_run_folders(results)) == 2
         for folder in find_run_folders(results):
@@ -127,11 +128,13 @@ def test_the_folder_is_removed(long_command, results):
     ended = training.wait()
     assert ended.status == 1
     assert ended.err.startswith(f"MyVGG.py: {folder}{os.sep}")
-    assert ended.err.endswith(": No such file or directory; the same command goes on later\n")
+    assert ended.err.endswith(": No such file or directory; the same command continues later\n")
     assert ended.err.count("\n") == 1
     assert not folder.exists()
     read_run(elsewhere)
-    checkpoint.load_model(elsewhere, small_network)
+    with mock.patch.dict(NETWORKS):
+        with_small_network()
+        checkpoint.load_model(elsewhere)
     shutil.copytree(results, results / "kept")
     shutil.rmtree(elsewhere)
     long_command.goes_on(results)  # one run from its start, the other from where it was

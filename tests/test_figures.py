@@ -29,8 +29,9 @@ from mpl_toolkits.mplot3d import Axes3D
 import landscape
 import MyVGG
 import plot_results
-from cifar_lab import checkpoint
-from cifar_lab.config import RunConfig
+from cifar_lab.networks import build, describe
+from cifar_lab.run_folder import checkpoint
+from cifar_lab.settings import RunConfig
 
 # What a curve is called, and its colour (Okabe and Ito 2008), in every figure.
 INCEPTION = ("Inception v1", "#000000")
@@ -55,7 +56,7 @@ def write(results, name, epochs=5, done=None, preset="report", settings=None, lo
     )
     model, optimizer, lr, decay, seed, scale, momentum, probe = found.groups()
     config = RunConfig(
-        model, optimizer, float(lr), float(decay), int(seed), residual_scale=float(scale or 0.2),
+        model, optimizer, float(lr), float(decay), int(seed), options={"residual_scale": float(scale)} if scale else {},
         momentum=float(momentum or 0), **({"probe_every": int(probe)} if probe else {}), **(settings or {}),
     )  # fmt: skip
     rng = np.random.default_rng(zlib.crc32(name.encode()))
@@ -541,8 +542,8 @@ def test_what_is_missing_is_listed_with_its_command_for_all_seeds(seeds):
         ("Figure 7: residual Inception with L2, AdamW, test accuracy", optimizers),
         ("Figure 8: residual Inception with L2, RMSprop, test accuracy", optimizers),
         ("Residual Inception with L2, three optimizers", optimizers),
-        ("landscape band of VGG-A", f"python MyVGG.py --lrs 1e-3 1e-4 5e-4 5e-5 --epochs 200 {end}"),
-        ("landscape band of VGG-A + BatchNorm", f"python MyVGG.py --bn --lrs 1e-3 1e-4 5e-4 5e-5 --epochs 200 {end}"),
+        ("landscape band of vgg_a", f"python MyVGG.py --lrs 1e-3 1e-4 5e-4 5e-5 --epochs 200 {end}"),
+        ("landscape band of vgg_a_bn", f"python MyVGG.py --bn --lrs 1e-3 1e-4 5e-4 5e-5 --epochs 200 {end}"),
     ]
 
 
@@ -713,7 +714,7 @@ def test_a_long_band_has_the_running_medians_of_both_curves(tmp_path):
     command = f"python MyVGG.py --lrs 1e-3 1e-4 5e-4 5e-5 --epochs 200 --results {tmp_path}"
     assert drawn.said.splitlines() == [
         f"{tmp_path}/report/figures/landscape.png, .svg: {BAND_CAPTION}",
-        f"report: missing: landscape band of VGG-A; what makes it: {command}",
+        f"report: missing: landscape band of vgg_a; to create it, run: {command}",
     ]
     figure = drawn.figures["landscape"]
     axes = figure.axes[0]
@@ -1052,7 +1053,7 @@ def test_the_confusion_matrix_has_a_row_for_each_true_class_and_a_column_for_eac
     with np.load(synthetic_data / "cifar10.npz") as arrays:
         images, true = torch.from_numpy(arrays["test_images"][:430]), arrays["test_labels"][:430]
     torch.manual_seed(0)
-    model = MyVGG.build(config).eval()
+    model = build(config).eval()
     images = (images.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
     with torch.no_grad():
         last = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1]
@@ -1064,7 +1065,8 @@ def test_the_confusion_matrix_has_a_row_for_each_true_class_and_a_column_for_eac
     for pair in zip(true, predicted, strict=True):
         counts[pair] += 1
     assert (counts != counts.T).sum() > 40
-    state = {"config": asdict(config), "model": model.state_dict(), "optimizer": {}, "epochs": 2, "step": 0}
+    state = {"config": asdict(config), "fingerprint": describe(model).fingerprint, "model": model.state_dict()}
+    state |= {"optimizer": {}, "epochs": 2, "step": 0}
     state |= dict.fromkeys(("epoch_seconds", "train_seconds", "test_seconds"), 0.0)
     checkpoint.save(folder, state | {"losses": torch.empty(0), "correct": torch.empty(0, dtype=torch.int64)})
 

@@ -8,12 +8,24 @@ import naive
 import numpy as np
 import pytest
 from made_up import write_run
+from matplotlib.figure import Figure
 
 import landscape
 from cifar_lab.experiments import BN_BAND, PLAIN_BAND
-from landscape import band, compare_bands, default_window, running_median, settled_step, spikes
+from cifar_lab.figures import kinds
+from cifar_lab.figures.band import draw_band
+from cifar_lab.figures.style import Look, plt
+from cifar_lab.measures import probes
+from cifar_lab.measures.band import band, compare_bands, default_window, running_median, settled_step, spikes
+from cifar_lab.run_folder.reader import read_runs
 
 ROOT = Path(landscape.__file__).parent
+
+
+def landscape_figures(results, preset):
+    return kinds.draw(kinds.LANDSCAPE, results, preset, read_runs(results, preset)[0])
+
+
 PLAIN_COMMAND = "python MyVGG.py --lrs 1e-3 1e-4 5e-4 5e-5 --preset quick --results {}"
 
 
@@ -61,7 +73,7 @@ def test_band_is_the_raw_maximum_and_minimum():
     np.testing.assert_array_equal(b.lower, [1, 1, 2])
     np.testing.assert_array_equal(b.middle, [2, 3, 2])
     np.testing.assert_array_equal(b.width, [2, 4, 0])
-    assert (b.runs, b.diverged, b.window) == (3, 0, default_window(6))
+    assert (b.runs, b.present[-1], b.window) == (3, 3, default_window(6))
 
 
 @pytest.mark.parametrize("end", [[], [np.nan, 1.0], [np.inf, 1.0], [-np.inf, 50.0]])
@@ -70,14 +82,14 @@ def test_a_diverged_run_is_missing_from_its_first_loss_that_is_not_finite(end):
     np.testing.assert_array_equal(b.upper, [4, 4, 2, 2])
     np.testing.assert_array_equal(b.lower, [1, 1, 1, 1])
     np.testing.assert_array_equal(b.present, [3, 3, 2, 2])
-    assert b.diverged == 1
+    assert b.runs - b.present[-1] == 1
 
 
 def test_one_curve_has_no_width_and_none_no_curve():
     b = band([[1.0, 2.0, 3.0], [2.0]], steps=5)
     np.testing.assert_array_equal(b.width, [1, np.nan, np.nan, np.nan, np.nan])
     np.testing.assert_array_equal(b.upper, [2, 2, 3, np.nan, np.nan])
-    assert b.diverged == 2
+    assert b.runs - b.present[-1] == 2
     nothing = band([[np.nan, 1.0]], steps=2)
     assert np.isnan(nothing.upper).all() and np.isnan(nothing.upper_median).all()
     assert np.isnan(spikes(nothing)) and settled_step(nothing) is None
@@ -217,7 +229,7 @@ def test_probe_ranges():
         (20, 0.1, 5, 4, 2.0, 1, 5),
         (20, 0.2, 6, 4, 1.0, 0, 1),
     ]
-    ranges = landscape.probe_ranges(columns(rows))
+    ranges = probes.probe_ranges(columns(rows))
     np.testing.assert_array_equal(ranges.step, [10, 20])
     np.testing.assert_array_equal(ranges.loss, [[1, 3], [5, 6]])
     np.testing.assert_array_equal(ranges.change, [[1, 4], [1, 2]])
@@ -228,16 +240,18 @@ def test_probe_ranges():
 
 def test_probe_ranges_of_what_is_not_finite_or_not_whole():
     rows = [(10, 0.1, 3, 2, 1, 1, 5), (10, 0.2, np.inf, 2, np.nan, np.nan, np.nan), (20, 0.1, 1, 1, 1, 1, 1)]
-    ranges = landscape.probe_ranges(columns(rows))  # step 20 lacks its second row: it is being written
+    ranges = probes.probe_ranges(columns(rows))  # step 20 lacks its second row: it is being written
     np.testing.assert_array_equal(ranges.step, [10])
     assert np.isnan(ranges.loss).all() and np.isnan(ranges.beta).all()
-    assert len(landscape.probe_ranges({name: np.empty(0) for name in columns(rows)}).step) == 0
-    with pytest.raises(ValueError, match="2 rows a step"):
-        landscape.probe_ranges(columns([rows[0], rows[1], rows[2], (30, 0.2, 1, 1, 1, 1, 1)]))
+    assert len(probes.probe_ranges({name: np.empty(0) for name in columns(rows)}).step) == 0
+    with pytest.raises(ValueError, match="2 rows per step"):
+        probes.probe_ranges(columns([rows[0], rows[1], rows[2], (30, 0.2, 1, 1, 1, 1, 1)]))
+    with pytest.raises(ValueError, match="in the order of the steps"):  # step 20 twice, at one step size each
+        probes.probe_ranges(columns([rows[0], rows[2], rows[2]]))
 
 
 def test_etas_are_eight_from_half_to_four_times_the_learning_rate():
-    grid = landscape.etas(0.1)
+    grid = probes.etas(0.1)
     np.testing.assert_allclose(grid, [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4])
 
 
@@ -245,7 +259,7 @@ def test_etas_are_eight_from_half_to_four_times_the_learning_rate():
 
 
 def some_probes(steps):
-    return [(t, eta, 2 / t + eta, 1.5, eta, 0.9, 1 / 1.5) for t in steps for eta in landscape.etas(0.1)]
+    return [(t, eta, 2 / t + eta, 1.5, eta, 0.9, 1 / 1.5) for t in steps for eta in probes.etas(0.1)]
 
 
 def assert_drawn(figures):
@@ -256,26 +270,53 @@ def assert_drawn(figures):
         assert Path(f"{stem}.svg").read_text(encoding="utf-8").rstrip().endswith("</svg>")
 
 
+def test_the_loss_axis_of_a_band_begins_near_a_strip_and_else_at_zero():
+    """An untrained network's losses lie in a strip far above 0."""
+    look = Look("vgg_a", "VGG-A", "#D55E00")
+    for lowest, bottom in ((2.0, 1.9), (0.5, 0)):
+        _, axes = plt.subplots()
+        draw_band(axes, [(look, band([np.array([2.4, lowest]), np.array([2.3, 2.2])], 2))])
+        assert axes.get_ylim() == pytest.approx((bottom, 1.05 * 2.4))
+        plt.close()
+
+
+def test_the_words_of_the_probes_figures_lie_inside_the_page(tmp_path, monkeypatch):
+    for name in ("paper_vgg_a", "paper_vgg_a_bn"):
+        write_run(tmp_path, name, "paper", epochs=1, probes=some_probes([100, 200, 300]))
+    kept = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **o: (kept.append(self), save(self, *a, **o)))
+    landscape_figures(tmp_path, "paper")
+    assert len(kept) == 2 * 3  # each as PNG and SVG
+    for figure in kept[::2]:
+        width, height = figure.get_size_inches() * figure.dpi
+        legends = [text for legend in figure.legends for text in legend.get_texts()]
+        assert len(figure.texts) == 2 and len(legends) == 2  # title and small print; the two networks
+        for words in [*figure.texts, *legends, *(axes.title for axes in figure.axes)]:
+            box = words.get_window_extent()
+            assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, words.get_text()
+
+
 def test_a_band_with_a_missing_run_is_listed_and_the_other_one_drawn(tmp_path):
     for name in (*PLAIN_BAND[1:], *BN_BAND):
         write_run(tmp_path, name)
-    figures = landscape.landscape_figures(tmp_path, "quick")
-    assert figures.missing == [("landscape band of VGG-A", PLAIN_COMMAND.format(tmp_path))]
+    figures = landscape_figures(tmp_path, "quick")
+    assert figures.missing == [("landscape band of vgg_a", PLAIN_COMMAND.format(tmp_path))]
     assert_drawn(figures)
 
 
 def test_nothing_is_drawn_from_nothing(tmp_path):
     write_run(tmp_path, "inception")
-    figures = landscape.landscape_figures(tmp_path, "quick")
+    figures = landscape_figures(tmp_path, "quick")
     assert not figures.drawn and len(figures.missing) == 2
     assert not (tmp_path / "quick/figures").exists()
 
 
 def test_missing_probes_are_listed_with_their_command(tmp_path):
     write_run(tmp_path, "paper_vgg_a", "paper-quick", epochs=1, probes=some_probes([10]))
-    figures = landscape.landscape_figures(tmp_path, "paper-quick")
+    figures = landscape_figures(tmp_path, "paper-quick")
     command = f"python MyVGG.py --bn --preset paper-quick --results {tmp_path}"
-    assert figures.missing == [("probes along the gradient of VGG-A + BatchNorm", command)]
+    assert figures.missing == [("probes along the gradient of vgg_a_bn", command)]
 
 
 def command_line(folder, *words):

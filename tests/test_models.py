@@ -10,8 +10,8 @@ from torchvision.models.vgg import cfgs, make_layers
 
 import MyFramework
 import MyVGG
-from cifar_lab.config import RunConfig
-from cifar_lab.layers import StepDropout, scaled
+from cifar_lab.networks import StepDropout, build, initialize, scaled
+from cifar_lab.settings import RunConfig
 
 torch.set_num_threads(1)
 
@@ -169,14 +169,14 @@ INCEPTIONS = {
     "inception_bn": (RunConfig("inception_bn", width=0.125), None),
     "inception_res": (RunConfig("inception_res", width=0.125), 0.2),
     "inception_res_bn": (RunConfig("inception_res_bn", width=0.125), 0.2),
-    "inception_res, scale 1": (RunConfig("inception_res", width=0.25, residual_scale=1.0), 1.0),
+    "inception_res, scale 1": (RunConfig("inception_res", width=0.25, options={"residual_scale": 1.0}), 1.0),
 }
 
 
 @pytest.mark.parametrize("name", INCEPTIONS)
 def test_inception_is_the_one_written_by_hand(name):
     config, residual_scale = INCEPTIONS[name]
-    model = uneven(MyFramework.build(config))
+    model = uneven(build(config))
     before_and_after = []
     model.dropout.register_forward_hook(lambda layer, inputs, out: before_and_after.extend([inputs[0], out]))
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
@@ -203,7 +203,7 @@ def test_inception_drops_two_features_in_five():
 @pytest.mark.parametrize("model", ["vgg_a", "vgg_a_bn"])
 def test_vgg_agrees_with_torchvision_in_training(model):
     bn = model.endswith("_bn")
-    ours = uneven(MyVGG.build(RunConfig(model)))
+    ours = uneven(build(RunConfig(model)))
     theirs = make_layers(cfgs["A"], batch_norm=bn).double().train()
     kinds = nn.Conv2d | nn.BatchNorm2d
     own, reference = ([m for m in net if isinstance(m, kinds)] for net in (ours.features, theirs))
@@ -235,7 +235,7 @@ VGG_CHANNELS = {
 @pytest.mark.parametrize("width", VGG_CHANNELS)
 @pytest.mark.parametrize("model", ["vgg_a", "vgg_a_bn"])
 def test_layers_of_vgg(model, width):
-    net = MyVGG.build(RunConfig(model, width=width))
+    net = build(RunConfig(model, width=width))
     channels = VGG_CHANNELS[width]
     pairs = list(zip((3, *channels), channels, strict=False))
     convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
@@ -263,7 +263,7 @@ def test_output_sizes_of_the_inception_table():
 
 @pytest.mark.parametrize("module, model", [(MyVGG, "vgg_a_bn"), (MyFramework, "inception_res_bn")])
 def test_every_batch_norm_has_the_usual_settings(module, model):
-    norms = [m for m in module.build(RunConfig(model)).modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    norms = [m for m in build(RunConfig(model)).modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     assert {(m.eps, m.momentum, m.affine, m.track_running_stats) for m in norms} == {(1e-5, 0.1, True, True)}
 
 
@@ -282,10 +282,34 @@ def test_batch_norm_does_not_change_what_is_drawn():
 # --- Initialization, dropout ------------------------------------------------------------------------------------------
 
 
+def test_dropout_has_seed_0_until_it_is_given_another():
+    ones = torch.ones(50)
+    assert torch.equal(StepDropout(0.4)(ones), StepDropout(0.4, 0)(ones))
+    assert not torch.equal(StepDropout(0.4)(ones), StepDropout(0.4, 1)(ones))
+
+
+def test_the_channel_tables_are_those_of_the_papers():
+    """Counts are rounded to multiples of 8: networks of slightly other tables can look the same."""
+    assert (MyFramework.STEM, MyFramework.DROPOUT_RATE) == ((64, 192), 0.4)
+    assert MyFramework.BLOCKS == (
+        (64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64), (3, 1), (192, 96, 208, 16, 48, 64),
+        (160, 112, 224, 24, 64, 64), (128, 128, 256, 24, 64, 64), (112, 144, 288, 32, 64, 64),
+        (256, 160, 320, 32, 128, 128), (2, 0), (256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128),
+    )  # fmt: skip
+    assert MyVGG.COLUMN_A == (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M") and MyVGG.HIDDEN == 512
+
+
+def drawn(make, init: str) -> nn.Module:
+    """A network at width 1 with weights of an initialization."""
+    model = make()
+    initialize(model, init)
+    return model
+
+
 @pytest.mark.parametrize("init", ["he", "xavier", "pytorch"])
 def test_initialization_has_the_variance_of_its_paper(init):
     torch.manual_seed(0)
-    model = MyVGG.VGG_A(init=init)
+    model = drawn(MyVGG.VGG_A, init)
     hidden = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)][:-1]
     for layer in hidden:
         fan_in, fan_out = layer.weight[0].numel(), layer.weight[:, 0].numel()
@@ -302,7 +326,7 @@ def test_initialization_has_the_variance_of_its_paper(init):
 )
 def test_he_leaves_the_output_layer_as_pytorch_drew_it(make, fan_in):
     torch.manual_seed(0)
-    output = [m for m in make(init="he").modules() if isinstance(m, nn.Linear)][-1]
+    output = [m for m in drawn(make, "he").modules() if isinstance(m, nn.Linear)][-1]
     assert output.weight.shape == (10, fan_in)
     # 5,120 weights or more: the standard deviation of a uniform variance is 1.3%.
     assert output.weight.var().item() == pytest.approx(1 / (3 * fan_in), rel=0.05)
@@ -311,7 +335,7 @@ def test_he_leaves_the_output_layer_as_pytorch_drew_it(make, fan_in):
 
 def test_xavier_draws_the_output_layer_too():
     torch.manual_seed(0)
-    output = MyVGG.VGG_A(init="xavier").head[-1]
+    output = drawn(MyVGG.VGG_A, "xavier").head[-1]
     assert output.weight.var().item() == pytest.approx(2 / (512 + 10), rel=0.05)
     assert (output.bias == 0).all()
 
@@ -319,9 +343,9 @@ def test_xavier_draws_the_output_layer_too():
 def test_activations_keep_their_scale_under_he():
     images = torch.randn(64, 3, 32, 32)
     torch.manual_seed(0)
-    he = MyVGG.VGG_A(init="he")(images).std()
+    he = drawn(MyVGG.VGG_A, "he")(images).std()
     torch.manual_seed(0)
-    default = MyVGG.VGG_A(init="pytorch")(images).std()
+    default = drawn(MyVGG.VGG_A, "pytorch")(images).std()
     assert he > 20 * default
 
 
@@ -348,6 +372,6 @@ def test_dropout_is_a_function_of_seed_and_step():
     [(MyVGG, "vgg_a"), (MyVGG, "vgg_a_bn"), (MyFramework, "inception"), (MyFramework, "inception_res_bn")],
 )
 def test_build_gives_the_network_that_the_name_says(module, model):
-    net = module.build(RunConfig(model, width=0.125))
+    net = build(RunConfig(model, width=0.125))
     assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     assert any(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == model.endswith("_bn")

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from cifar_lab.config import RunConfig
 from cifar_lab.optimizers import build_optimizer
+from cifar_lab.settings import RunConfig
 
 STEPS = 3
 LR, DECAY = 0.01, 0.3  # a decay large enough to be seen in the first step
@@ -95,3 +95,20 @@ def test_every_parameter_has_the_same_settings(name):
     )
     (group,) = optimizer.param_groups
     assert len(group["params"]) == 6 and (group["lr"], group["weight_decay"]) == (LR, DECAY)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop", "sgd"])
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_one_kernel_serves_all_parameters_on_a_cpu(name, device):
+    """RMSprop has no fused kernel; on MPS only some versions have one, so PyTorch's own choice stands."""
+    config = RunConfig("vgg_a", optimizer=name)
+    defaults = build_optimizer(config, [nn.Parameter(torch.ones(2))], torch.device(device)).defaults
+    own = {"foreach": True} if name == "rmsprop" else {"fused": True}
+    assert all(bool(defaults.get(key)) == (value and device == "cpu") for key, value in own.items())
+    assert not defaults.get("capturable")
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
+def test_a_step_can_be_captured_on_cuda(name):
+    config = RunConfig("vgg_a", optimizer=name)
+    assert build_optimizer(config, [nn.Parameter(torch.ones(2))], torch.device("cuda")).defaults["capturable"]

@@ -11,7 +11,9 @@ import pytest
 from made_up import write_run
 
 import plot_results
-from cifar_lab.config import RunConfig
+from cifar_lab.figures import curves
+from cifar_lab.run_folder.reader import read_run
+from cifar_lab.settings import RunConfig
 
 ROOT = Path(plot_results.__file__).parent
 NUMBERS = ("01", "02", "04", "05", "06", "07", "08", "09", "10")
@@ -98,6 +100,21 @@ def test_a_row_of_the_table_of_runs(tmp_path):
     assert plot_results.main([str(tmp_path)]) == 0
     row = "| inception/adam-lr1e-4-wd0-seed0 | 5 | 40.83 | 52.50 | 123,456 | 8 | 3,000 | GPU \\| rack 3 |  |"
     assert row in (tmp_path / "quick" / "report.md").read_text().splitlines()
+
+
+def test_the_runs_stand_in_the_order_of_the_reports_list(whole):
+    report = (whole[0] / "quick" / "report.md").read_text(encoding="utf-8")
+    runs = [line.split(" | ")[0].removeprefix("| ") for line in report.splitlines() if line.startswith(("| v", "| i"))]
+    rates = [f"adam-lr{lr}-wd1e-4-seed0" for lr in ("1e-3", "1e-4", "5e-4", "5e-5")]
+    assert runs[:8] == [f"{model}/{rate}" for model in ("vgg_a", "vgg_a_bn") for rate in rates]
+    assert runs[8] == "inception/adam-lr1e-4-wd0-seed0" and runs[-1].startswith("inception_res/sgd")
+
+
+@pytest.mark.parametrize("epochs, marker", [(3, "o"), (20, "o"), (21, "None")])
+def test_the_epochs_of_a_short_run_are_marked(epochs, marker, tmp_path):
+    run = read_run(write_run(tmp_path, "inception", epochs=epochs))
+    figure = curves.draw("title", ("test_accuracy",), [curves.Curve("label", "#000000", [run])])
+    assert [line.get_marker() for line in figure.axes[0].lines] == [marker]
 
 
 def test_console_has_the_verdicts(whole):
@@ -214,7 +231,9 @@ def test_no_results_folder(tmp_path, capsys):
 
 
 def test_an_empty_results_folder(tmp_path, capsys):
-    assert "no run folders; python MyVGG.py and python MyFramework.py make them" in refusal(capsys, str(tmp_path))
+    assert "no run folders; to create them, run python MyVGG.py or python MyFramework.py" in refusal(
+        capsys, str(tmp_path)
+    )
     (tmp_path / "quick" / "inception").mkdir(parents=True)
     refusal(capsys, str(tmp_path))
     assert not snapshot(tmp_path)

@@ -15,9 +15,9 @@ from torch import nn
 
 import MyFramework
 import MyVGG
-from cifar_lab.augment import augment
-from cifar_lab.layers import StepDropout
-from cifar_lab.plan import epoch_plan
+from cifar_lab.networks import StepDropout
+from cifar_lab.training.augment import augment
+from cifar_lab.training.plan import epoch_plan
 
 torch.set_num_threads(1)
 
@@ -163,10 +163,9 @@ def test_values_of_a_mask(seed, step):
 def masks(data, words: str = "") -> list[torch.Tensor]:
     """What the dropout layer of an Inception keeps of ones, at every training step of a command line."""
     seen = []
-    build = MyFramework.build
 
     def watched(config):
-        model = build(config)
+        model = recorded.build(config)
         model.dropout.register_forward_pre_hook(lambda layer, inputs: (torch.ones_like(inputs[0]),))
         model.dropout.register_forward_hook(
             lambda layer, inputs, out: seen.append(out != 0) if layer.training and not out.is_meta else None

@@ -10,11 +10,10 @@ import landscape
 import MyFramework
 import MyVGG
 import plot_results
-import surface
-from cifar_lab import reproduce, script
-from cifar_lab.config import PAPER_PRESETS, PRESETS
+from cifar_lab import reproduce
 from cifar_lab.experiments import EXPERIMENTS, PAPER_EXPERIMENTS, config_of
-from cifar_lab.settings import Settings
+from cifar_lab.settings import PAPER_PRESETS, Settings
+from cifar_lab.training import script
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,7 +23,7 @@ SETTINGS = {"MyVGG.py": MyVGG.VGGSettings, "MyFramework.py": MyFramework.Incepti
 def parsed(command: str) -> Settings:
     """The settings of a training command; exits where the parser refuses it."""
     _, name, *words = shlex.split(command, comments=True)
-    return script.parse(SETTINGS[name], words, name, "", PRESETS | (PAPER_PRESETS if name == "MyVGG.py" else {}))
+    return script.settings_of(SETTINGS[name], ROOT / name, words)
 
 
 def readme_commands() -> list[str]:
@@ -49,8 +48,8 @@ def test_a_command_of_the_readme_parses(command):
     elif name == "plot_results.py":
         plot_results.parser().parse_args(words)
     elif words[:1] == ["surface"]:
-        surface.parser().parse_args(words[1:] or ["run"])
-    else:
+        landscape.surface_parser().parse_args(words[1:] or ["run"])
+    elif name != "MyResNet.py":  # tests/test_own_network.py
         assert name == "landscape.py"
         landscape.parser().parse_args(words)
 
@@ -72,7 +71,7 @@ def test_the_list_of_commands_trains_the_runs_that_the_table_names(preset):
     listed = PAPER_EXPERIMENTS if preset in PAPER_PRESETS else EXPERIMENTS
     for experiment in listed:
         settings = parsed(experiment.command(preset, (3,)))
-        assert settings.runs(3) == [config_of(run, preset, 3) for run in experiment.runs]
+        assert settings.runs(3) == [config_of(run, preset, 3) for run in experiment.names]
         assert settings.epochs == (experiment.epochs if preset == "report" else settings.epochs)
     assert len(reproduce.commands(preset, (0,), "results")) >= len(listed)
 
@@ -82,4 +81,4 @@ def test_the_users_commands_are_the_reports_figures():
     assert figure_7 == config_of("inception_res_adamw", "report")
     settings = parsed("python MyVGG.py --bn --lrs 1e-3 1e-4 5e-4 5e-5")
     assert settings.epochs == 200
-    assert settings.runs(0) == [config_of(run, "report") for run in EXPERIMENTS[1].runs]
+    assert settings.runs(0) == [config_of(run, "report") for run in EXPERIMENTS[1].names]

@@ -20,8 +20,8 @@ from commands import count, run, table
 from reference import Settings, Trained, train, update
 from synthetic import write_synthetic
 
-from cifar_lab.config import RunConfig
 from cifar_lab.optimizers import build_optimizer
+from cifar_lab.settings import RunConfig
 
 # Four steps an epoch, the last of 22 images; test images in batches of 500 and 30; neither is all of the data set.
 SIZES = {"train_size": 190, "test_size": 530, "batch_size": 56, "epochs": 3, "width": 0.1}

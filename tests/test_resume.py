@@ -26,14 +26,14 @@ from trainings import (
     with_small_network,
 )
 
-from cifar_lab.runs import find_run_folders, read_run
+from cifar_lab.run_folder.reader import find_run_folders, read_run
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and signals")
 
 ROOT = Path(__file__).resolve().parent.parent
 VGG = ("MyVGG.py", ["--bn", "--lrs", "1e-3", "1e-4", "--probe-every", "4", "--epochs", "3"])
 INCEPTION = ("MyFramework.py", ["--bn", "--optimizer", "adamw", "rmsprop", "sgd", "--momentum", "0.9", "--epochs", "2"])
-STOPPED = "stopped, everything trained so far is saved; the same command goes on"
+STOPPED = "stopped, everything trained so far is saved; the same command continues"
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_a_second_signal_ends_it_at_once(synthetic_data, whole, results):
             training.signal(signal.SIGTERM)
         ended = training.wait()
         if ended.status != 0:
-            at_once = "stopped at once; the same command goes on from the last checkpoint"
+            at_once = "stopped at once; the same command continues from the last checkpoint"
             assert ended.status == 143
             assert ended.err in (f"{script}: {STOPPED}\n", f"{script}: {at_once}\n")
     assert Training(argv, script).wait().status == 0

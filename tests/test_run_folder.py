@@ -18,7 +18,7 @@ import trainings
 from torch import nn
 
 import MyVGG
-from cifar_lab.data import write_cache
+from cifar_lab.data.cache import write_cache
 
 torch.set_num_threads(1)
 
@@ -61,12 +61,16 @@ def data(tmp_path_factory):
     return folder
 
 
+def small_network(config):
+    return trainings.small_network()
+
+
 STEPS = [(0.1, 11), (2.5, 22), (1 / 3, 30), (7e-5, 50), (1.25, 50), (123.5, 29)]  # loss, images that are right
 
 
 def replay(run, images, labels):
     """A training step with the next of the losses above; nothing is learned."""
-    loss, correct = STEPS[run.epochs * 3 + run.step]
+    loss, correct = STEPS[run.position.total]
     return torch.tensor(loss), torch.tensor(correct)
 
 
@@ -124,7 +128,7 @@ def test_evaluate_says_the_same_of_the_checkpoint(folder, data, capsys):
 
 def test_probes_csv(tmp_path, synthetic_data):
     words = "--probe-every 2 --lrs 0.02 --epochs 1"
-    recorded.train(MyVGG, synthetic_data, words, trainings.small_network, results=tmp_path)
+    recorded.train(MyVGG, synthetic_data, words, small_network, results=tmp_path)
     (log,) = tmp_path.rglob("probes.csv")
     header, *rows = log.read_text().splitlines()
     assert header == "step,eta,loss,grad_norm,grad_change,grad_cosine,beta"
@@ -215,7 +219,7 @@ def watched(results: Path) -> Iterator[Disk]:
 def disk(tmp_path_factory, synthetic_data):
     with watched(tmp_path_factory.mktemp("results")) as disk:
         words = "--probe-every 2 --checkpoint-seconds 0 --batch-size 50"
-        recorded.train(MyVGG, synthetic_data, words, trainings.small_network, MyVGG.training_step, disk.results)
+        recorded.train(MyVGG, synthetic_data, words, small_network, MyVGG.training_step, disk.results)
     return disk
 
 
@@ -270,7 +274,7 @@ def test_settings_and_headers_are_there_before_the_first_step(data, tmp_path):
 def test_a_run_that_diverges_ends_before_that_step(data, tmp_path):
     def diverges(run, images, labels):
         loss, correct = replay(run, images, labels)
-        return (loss * float("nan") if (run.epochs, run.step) == (1, 1) else loss), correct
+        return (loss * float("nan") if (run.position.epochs, run.position.step) == (1, 1) else loss), correct
 
     with watched(tmp_path) as disk:
         recorded.train(MyVGG, data, "--test-size 700", Gray, diverges, tmp_path)

@@ -12,10 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import write_csv, write_json, write_run
 
-from cifar_lab.config import RunConfig
 from cifar_lab.experiments import config_of
-from cifar_lab.run_files import EPOCH_COLUMNS, PROBE_COLUMNS, RunFileError, read_config, training_command
-from cifar_lab.runs import Run, final_accuracy, find_run_folders, read_run, read_runs, report_runs
+from cifar_lab.run_folder.checkpoint import training_command
+from cifar_lab.run_folder.reader import Run, final_accuracy, find_run_folders, read_run, read_runs, report_runs
+from cifar_lab.run_folder.schema import RunFileError, read_config
+from cifar_lab.run_folder.tables import (
+    EPOCH_COLUMNS,
+    PROBE_COLUMNS,
+)
+from cifar_lab.settings import RunConfig
 
 PROBES = [(step, eta, 2.0, 1.0, 0.5, 0.9, 0.5 / eta) for step in (10, 20, 30) for eta in (0.05, 0.1)]
 FILES = ("config.json", "epochs.csv", "steps.csv", "probes.csv", "summary.json")
@@ -280,18 +285,18 @@ def test_a_log_that_is_missing_from_a_complete_run(folder):
     ("content", "complaint"),
     [
         (b"", ":1: not JSON: Expecting value"),
-        (b'{"schema": 1,\n', ":2: not JSON: Expecting property name enclosed in double quotes"),
+        (b'{"schema": 2,\n', ":2: not JSON: Expecting property name enclosed in double quotes"),
         (b"[]", ": not a JSON object"),
         (b"null", ": not a JSON object"),
         (b"\xff\xfe", ": not UTF-8 text"),
         (b'{"schema": NaN}', ": not JSON: NaN is not a JSON number"),
         (b'{"schema": -Infinity}', ": not JSON: -Infinity is not a JSON number"),
-        (b'{"schema": 1, "schema": 1}', ": not JSON: a key is given twice"),
+        (b'{"schema": 2, "schema": 2}', ": not JSON: a key is given twice"),
         (b"[" * 200_000, ": nested too deeply"),
         (b'{"a":' * 200_000, ": nested too deeply"),
-        (b'{"schema": 2}', ": schema is not 1, the one this version reads"),
-        (b'{"schema": true}', ": schema is not 1, the one this version reads"),
-        (b"{}", ": schema is not 1, the one this version reads"),
+        (b'{"schema": 1}', ": schema is not 2, the one this version reads"),
+        (b'{"schema": true}', ": schema is not 2, the one this version reads"),
+        (b"{}", ": schema is not 2, the one this version reads"),
     ],
 )
 def test_a_config_that_is_no_config(folder, content, complaint):

@@ -14,17 +14,19 @@ from torch import nn
 
 import MyFramework
 import MyVGG
-from cifar_lab import reproduce, script
-from cifar_lab.config import RunConfig, run_folder
+from cifar_lab import reproduce
 from cifar_lab.experiments import config_of, folder_of
+from cifar_lab.settings import RunConfig, run_folder
+from cifar_lab.training import script
 
 torch.set_num_threads(1)
 
 SCRIPTS = {"MyVGG.py": MyVGG, "MyFramework.py": MyFramework}
 # Every setting of the report's recipe; a run's model, optimizer, learning rate and seed come on top.
 RECIPE = {
-    "weight_decay": 1e-4, "momentum": 0.0, "residual_scale": 0.2, "width": 1.0, "init": "he", "batch_size": 100,
-    "train_size": 50_000, "test_size": 10_000, "augment": True, "precision": "auto", "probe_every": 0,
+    "weight_decay": 1e-4, "momentum": 0.0, "width": 1.0, "init": "he", "batch_size": 100,
+    "train_size": 50_000, "test_size": 10_000, "augment": True, "device": "auto", "precision": "auto",
+    "probe_every": 0, "options": {},
 }  # fmt: skip
 LAPTOP = RECIPE | {"width": 0.25}
 QUICK = RECIPE | {"width": 0.125, "train_size": 5_000, "test_size": 2_000}
@@ -37,7 +39,7 @@ def asked(command: str) -> list[tuple[int, str, RunConfig]]:
     """Epochs, folder and settings of each run of a command line, as the script hands them to the training."""
     _, name, *words = command.split()
     seen = []
-    with mock.patch.object(script, "groups", lambda settings, build: seen.append(settings) or ()):
+    with mock.patch.object(script, "groups", lambda *arguments: seen.append(script.settings_of(*arguments)) or ()):
         SCRIPTS[name].main(words)
     (settings,) = seen
     return [
@@ -183,7 +185,7 @@ RUNS = {
     5: [
         (
             "inception_res_unscaled", "inception_res/adam-lr1e-4-wd0-seed0-scale1",
-            run(RECIPE, "inception_res", "adam", 1e-4, weight_decay=0.0, residual_scale=1.0),
+            run(RECIPE, "inception_res", "adam", 1e-4, weight_decay=0.0, options={"residual_scale": 1.0}),
         ),
     ],
     6: [
@@ -421,15 +423,15 @@ def test_config_json_holds_what_was_asked_for(data, tmp_path):
     recorded.train(MyVGG, data, words, recorded.small, results=tmp_path)
     (folder,) = tmp_path.glob("report/vgg_a/[!.]*")
     assert folder.name == (
-        "sgd-lr2.5e-1-wd1e-4-seed3-momentum0.5-width0.03-initxavier-batch50-train130-test20-noaugment-fp32"
+        "sgd-lr2.5e-1-wd1e-4-seed3-momentum0.5-width0.03-initxavier-batch50-train130-test20-noaugment"
     )
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"] == {
         "model": "vgg_a", "optimizer": "sgd", "lr": 0.25, "weight_decay": 1e-4, "seed": 3, "momentum": 0.5,
-        "residual_scale": 0.2, "width": 0.03, "init": "xavier", "batch_size": 50, "train_size": 130, "test_size": 20,
-        "augment": False, "precision": "fp32", "probe_every": 0,
+        "width": 0.03, "init": "xavier", "batch_size": 50, "train_size": 130, "test_size": 20,
+        "augment": False, "device": "cpu", "precision": "fp32", "probe_every": 0, "options": {},
     }  # fmt: skip
-    assert (config["schema"], config["preset"], config["epochs"]) == (1, "report", 1)
+    assert (config["schema"], config["preset"], config["epochs"]) == (2, "report", 1)
     assert (config["environment"]["torch"], config["environment"]["precision"]) == (torch.__version__, "fp32")
     with np.load(data / "cifar10.npz") as arrays:
         assert config["environment"]["data_sha256"] == {

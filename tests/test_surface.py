@@ -22,18 +22,23 @@ from mpl_toolkits.mplot3d import Axes3D
 from torch import nn
 
 import landscape
-import MyFramework
+import MyFramework  # noqa: F401  (registers its networks)
 import MyVGG
-import surface
-from cifar_lab import checkpoint, data
 from cifar_lab.experiments import config_of
-from cifar_lab.run_files import RunFileError
-from surface import Grid, compute, direction, evaluate, header, mean_loss, read_surface
-from surface_plots import draw
+from cifar_lab.figures import kinds
+from cifar_lab.figures.style import Figures
+from cifar_lab.figures.surface import draw
+from cifar_lab.measures.evaluation import evaluate
+from cifar_lab.measures.surface import Grid, compute, direction, grid_losses, header, read_surface
+from cifar_lab.networks import build, describe
+from cifar_lab.run_folder import checkpoint
+from cifar_lab.run_folder.reader import read_run, read_runs
+from cifar_lab.run_folder.schema import RunFileError
+from cifar_lab.settings import RunConfig
 
 torch.set_num_threads(1)
 
-ROOT = Path(surface.__file__).parent
+ROOT = Path(landscape.__file__).parent
 
 
 def small_net(seed=0) -> nn.Sequential:
@@ -87,9 +92,7 @@ def ignore(_):
 # --- Directions -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "model", [MyVGG.VGG_BatchNorm(width=0.125), MyFramework.build(config_of("inception", "quick"))]
-)
+@pytest.mark.parametrize("model", [MyVGG.VGG_BatchNorm(width=0.125), build(config_of("inception", "quick"))])
 def test_each_filter_has_the_norm_of_the_networks_own(model):
     parameters = list(model.parameters())
     drawn = direction(parameters, torch.Generator().manual_seed(0))
@@ -115,7 +118,7 @@ def test_a_direction_is_standard_normal_up_to_the_norms():
 def test_biases_and_batchnorm_stay_where_they_are():
     model = small_net()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    points = evaluate(model, *images_and_labels(), Grid(points=3))
+    points = grid_losses(model, *images_and_labels(), Grid(points=3))
     next(iter(points))  # at a = b = -1
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"0.weight", "5.weight"}
@@ -134,10 +137,17 @@ def test_a_filter_of_zeros_does_not_move():
 # --- The surface ------------------------------------------------------------------------------------------------------
 
 
+def mean_loss(model, images, labels) -> float:
+    """In equal batches of at most 128 images."""
+    batches = -(-len(images) // 128)
+    pairs = zip(images.tensor_split(batches), labels.tensor_split(batches), strict=True)
+    return float(evaluate(model, pairs)[0]) / len(images)
+
+
 def test_the_center_is_the_evaluated_loss():
     model, (images, labels) = small_net(), images_and_labels()
     grid = Grid(points=5, images=200)
-    losses = list(evaluate(model, images, labels, grid))
+    losses = list(grid_losses(model, images, labels, grid))
     assert len(losses) == 25 and len(set(losses)) == 25
     model = small_net()
     assert losses[12] == mean_loss(model, images, labels)  # bit for bit: w + 0 d1 + 0 d2 is w
@@ -156,7 +166,7 @@ def test_a_runs_slowest_and_the_range_is_reached():
 def test_each_point_is_the_loss_at_its_weights(mode):
     """In one batch of 90, as a slow surface has them; a goes along the first direction. Seen: 2e-7 apart."""
     images, labels = images_and_labels(90)
-    losses = list(evaluate(small_net(), images, labels, Grid(points=3, range=0.5, seed=4, mode=mode)))
+    losses = list(grid_losses(small_net(), images, labels, Grid(points=3, range=0.5, seed=4, mode=mode)))
     model = small_net()
     model[1].train(mode == "train")  # no dropout in either
     points = [(a, b) for a in (-0.5, 0, 0.5) for b in (-0.5, 0, 0.5)]
@@ -173,12 +183,12 @@ def test_train_mode_uses_the_statistics_of_each_batch_and_eval_mode_the_running_
         parts = [F.cross_entropy(reference(images[i:j]), labels[i:j]).item() for i, j in ((0, 99), (99, 197))]
         running = F.cross_entropy(small_net()(images), labels).item()
     losses = {
-        mode: list(evaluate(small_net(), images, labels, Grid(points=3, mode=mode))) for mode in ("eval", "train")
+        mode: list(grid_losses(small_net(), images, labels, Grid(points=3, mode=mode))) for mode in ("eval", "train")
     }
     assert losses["train"][4] == pytest.approx((99 * parts[0] + 98 * parts[1]) / 197, rel=1e-6)
     assert losses["eval"][4] == pytest.approx(running, rel=1e-6)
     assert abs(losses["train"][4] - losses["eval"][4]) > 1e-3
-    assert losses["train"] == list(evaluate(small_net(), images, labels, Grid(points=3, mode="train")))
+    assert losses["train"] == list(grid_losses(small_net(), images, labels, Grid(points=3, mode="train")))
 
 
 def test_batches_count_by_their_sizes():
@@ -194,8 +204,8 @@ def test_batches_count_by_their_sizes():
 
 def test_one_dimension_is_the_middle_column():
     images, labels = images_and_labels()
-    line = list(evaluate(small_net(), images, labels, Grid(dims=1, points=5)))
-    plane = list(evaluate(small_net(), images, labels, Grid(points=5)))
+    line = list(grid_losses(small_net(), images, labels, Grid(dims=1, points=5)))
+    plane = list(grid_losses(small_net(), images, labels, Grid(points=5)))
     assert line == plane[2::5]
 
 
@@ -333,12 +343,12 @@ def test_figures_side_by_side(tmp_path, dims, highest):
     losses[0] = highest
     surfaces = {}
     for model in ("vgg_a", "vgg_a_bn"):
-        folder = tmp_path / "quick" / model / "adam-lr1e-3-wd1e-4-seed0"
-        folder.mkdir(parents=True)
-        surfaces[folder] = read_surface(surface_file(folder, grid, losses))
-    drawn = draw(surfaces, tmp_path / "figures")
-    assert len(drawn) == dims
-    for stem, caption in drawn:
+        folder = write_run(tmp_path, RunConfig(model, lr=1e-3, width=0.125, train_size=5000, test_size=2000))
+        surfaces[read_run(folder)] = read_surface(surface_file(folder, grid, losses))
+    figures = Figures()
+    draw(figures, tmp_path / "figures", surfaces)
+    assert len(figures.drawn) == dims
+    for stem, caption in figures.drawn:
         assert "VGG-A + BatchNorm" in caption and "vgg_a-vs-vgg_a_bn" in stem.name
         assert Path(f"{stem}.png").stat().st_size > 5000
         svg = Path(f"{stem}.svg").read_text(encoding="utf-8")
@@ -361,10 +371,9 @@ def test_a_is_drawn_to_the_right_and_b_upwards(tmp_path, monkeypatch):
     for cls, name in ((Axes, "contourf"), (Axes, "contour"), (Axes3D, "plot_surface")):
         recorded(cls, name)
     grid = Grid(points=5, range=2.0)
-    folder = tmp_path / "quick" / "vgg_a" / "adam-lr1e-3-wd1e-4-seed0"
-    folder.mkdir(parents=True)
+    folder = write_run(tmp_path, "vgg_a_lr0.001")
     losses = [3 + a + b**2 / 4 for a in (-2, -1, 0, 1, 2) for b in (-2, -1, 0, 1, 2)]
-    draw({folder: read_surface(surface_file(folder, grid, losses))}, tmp_path / "figures")
+    draw(Figures(), tmp_path / "figures", {read_run(folder): read_surface(surface_file(folder, grid, losses))})
     assert set(drawn) == {"contourf", "contour", "plot_surface"}
     for ((label, a, b, shown),) in drawn.values():
         assert label() == "a"
@@ -375,9 +384,9 @@ def test_a_is_drawn_to_the_right_and_b_upwards(tmp_path, monkeypatch):
 
 def test_nothing_finite_is_not_drawn(tmp_path):
     grid = Grid(points=3)
-    (tmp_path / "m" / "n").mkdir(parents=True)
-    nothing = read_surface(surface_file(tmp_path / "m" / "n", grid, [float("nan")] * 9))
-    assert draw({tmp_path / "m" / "n": nothing}, tmp_path / "figures") == []
+    folder, figures = write_run(tmp_path, "vgg_a_lr0.001"), Figures()
+    draw(figures, tmp_path / "figures", {read_run(folder): read_surface(surface_file(folder, grid, [math.nan] * 9))})
+    assert figures.drawn == []
     assert not (tmp_path / "figures").exists()
 
 
@@ -388,7 +397,7 @@ def test_results_folder_with_surfaces(tmp_path):
     surface_file(folders[1], grid, np.linspace(0.5, 1, 9).tolist())
     surface_file(folders[2], grid, [1.0, 2.0])
     (folders[2] / "surface-bad.csv").write_bytes(b"bad\n")
-    figures = landscape.landscape_figures(tmp_path, "quick")
+    figures = kinds.draw(kinds.LANDSCAPE, tmp_path, "quick", read_runs(tmp_path, "quick")[0])
     assert [stem.name for stem, _ in figures.drawn] == [
         f"{grid.stem}-vgg_a-vs-vgg_a_bn-adam-lr1e-3-wd1e-4-seed0-{kind}" for kind in ("contour", "3d")
     ]
@@ -401,7 +410,7 @@ def test_results_folder_with_surfaces(tmp_path):
 # --- Command line -----------------------------------------------------------------------------------------------------
 
 
-def trained(results: Path, run: str, build=MyVGG.build) -> Path:
+def trained(results: Path, run: str, build=build) -> Path:
     """A run folder with a checkpoint, of a network that was not really trained."""
     folder = write_run(results, run)
     config = config_of(run, "quick")
@@ -410,7 +419,11 @@ def trained(results: Path, run: str, build=MyVGG.build) -> Path:
         ("epoch_seconds", "train_seconds", "test_seconds"), 0.0
     )
     state |= {"losses": torch.empty(0), "correct": torch.empty(0), "optimizer": {}}
-    checkpoint.save(folder, state | {"config": asdict(config), "model": build(config).state_dict()})
+    model = build(config)
+    checkpoint.save(
+        folder,
+        state | {"config": asdict(config), "fingerprint": describe(model).fingerprint, "model": model.state_dict()},
+    )
     return folder
 
 
@@ -421,7 +434,7 @@ def images(monkeypatch):
     noise = type("Noise", (), {})()
     noise.train_images = rng.integers(0, 256, (5000, 32, 32, 3), dtype=np.uint8)
     noise.train_labels = rng.integers(0, 10, 5000, dtype=np.uint8)
-    monkeypatch.setattr(data, "load", lambda data_dir=None: noise)
+    monkeypatch.setattr(landscape, "load", lambda data_dir=None: noise)
     return noise
 
 
@@ -437,7 +450,7 @@ def test_command_line(tmp_path, images, capsys):
         assert f"figures/{stem}-vgg_a-vs-vgg_a_bn-adam-lr1e-3-wd1e-4-seed0-{kind}.png" in out
     for folder in folders:
         found = read_surface(folder / f"{stem}.csv")
-        model, _ = checkpoint.load_model(folder, MyVGG.build)
+        model, _ = checkpoint.load_model(folder)
         chosen = np.random.default_rng(0).permutation(5000)[:20]
         x = torch.from_numpy(images.train_images[chosen]).permute(0, 3, 1, 2) / 255 * 2 - 1
         with torch.no_grad():
@@ -450,11 +463,11 @@ def test_command_line(tmp_path, images, capsys):
 
 def test_an_inception_along_one_direction(tmp_path, images):
     """Of 20 images that the seed chooses among those that the run was trained on, along the direction that it draws."""
-    folder = trained(tmp_path, "inception", MyFramework.build)
+    folder = trained(tmp_path, "inception")
     flags = ["--dims", "1", "--mode", "train", "--range", "0.5", "--seed", "3"]
     assert landscape.main(["surface", str(folder), *SMALL, *flags]) == 0
     found = read_surface(folder / "surface-1d-3-range0.5-20images-seed3-train.csv")
-    model, _ = checkpoint.load_model(folder, MyFramework.build)
+    model, _ = checkpoint.load_model(folder)
     chosen = np.random.default_rng(3).permutation(5000)[:20]
     x = torch.from_numpy(images.train_images[chosen]).permute(0, 3, 1, 2) / 255 * 2 - 1
     y = torch.from_numpy(images.train_labels[chosen]).long()
@@ -481,7 +494,7 @@ def test_folders_that_will_not_do(tmp_path, images, capsys):
     untrained = write_run(tmp_path, "vgg_a_bn_lr0.001")
     other = write_run(tmp_path, "vgg_a_lr0.0001")
     (other / "checkpoint.pt").write_bytes((good / "checkpoint.pt").read_bytes())
-    wrong = trained(tmp_path, "vgg_a_lr0.0005", lambda config: MyVGG.build(replace(config, width=0.25)))
+    wrong = trained(tmp_path, "vgg_a_lr0.0005", lambda config: build(replace(config, width=0.25)))
     stolen = write_run(tmp_path, "inception")
     (stolen / "checkpoint.pt").write_bytes((good / "checkpoint.pt").read_bytes())
     broken = trained(tmp_path, "vgg_a_lr5e-05")
@@ -490,8 +503,8 @@ def test_folders_that_will_not_do(tmp_path, images, capsys):
     empty.mkdir()
     before = everything_below(tmp_path)
     for folder, complaint in (
-        (untrained, "there is no checkpoint; what makes it: python MyVGG.py"),
-        (wrong, "of another architecture"),
+        (untrained, "there is no checkpoint; to create it, run: python MyVGG.py"),
+        (wrong, "of another network"),
         (stolen, "vgg_a"),
         (broken, "not a whole checkpoint"),
         (empty, "config.json"),
@@ -526,11 +539,11 @@ def test_signals_end_it_after_a_whole_row(tmp_path, number, status):
     """In a process of its own, with noise as data, killed when three rows are there."""
     folder = trained(tmp_path, "vgg_a_lr0.001")
     script = (
-        "import sys, types, numpy as np, landscape; from cifar_lab import data\n"
+        "import sys, types, numpy as np, landscape\n"
         "rng = np.random.default_rng(0)\n"
         "noise = types.SimpleNamespace(train_images=rng.integers(0, 256, (5000, 32, 32, 3), dtype=np.uint8),\n"
         "                              train_labels=rng.integers(0, 10, 5000, dtype=np.uint8))\n"
-        "data.load = lambda data_dir=None: noise\n"
+        "landscape.load = lambda data_dir=None: noise\n"
         "sys.exit(landscape.main(sys.argv[1:]))\n"
     )
     words = ["surface", str(folder), "--points", "101", "--images", "64", "--device", "cpu"]
@@ -542,6 +555,6 @@ def test_signals_end_it_after_a_whole_row(tmp_path, number, status):
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == status
-    assert stderr.count("\n") == 1 and "the same command goes on" in stderr
+    assert stderr.count("\n") == 1 and "the same command continues" in stderr
     assert file.read_bytes().endswith(b"\n") and 3 <= len(read_surface(file).losses) < 101**2
     assert not (tmp_path / "quick" / "figures").exists()

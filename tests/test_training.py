@@ -11,8 +11,8 @@ import torch
 
 import MyFramework
 import MyVGG
-from cifar_lab import script as cli
-from cifar_lab.runs import find_run_folders, read_run
+from cifar_lab.run_folder.reader import find_run_folders, read_run
+from cifar_lab.training import script as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--width 0.125 --train-size 950 --test-size 200 --batch-size 100 --epochs 3 --init he"
@@ -146,7 +146,7 @@ def test_vgg_learns_and_can_be_evaluated(tmp_path, synthetic_data):
     for checkpoint in folder.glob("checkpoint*.pt"):
         checkpoint.unlink()
     without = script(tmp_path, synthetic_data, f"MyVGG.py --evaluate {folder} --test-size 200", status=2)
-    assert "there is no checkpoint; what makes it: python MyVGG.py" in without.stderr
+    assert "there is no checkpoint; to create it, run: python MyVGG.py" in without.stderr
     assert without.stderr.count("\n") == 1
 
 

@@ -22,7 +22,7 @@ from trainings import (
 )
 
 import plot_results
-from cifar_lab.runs import find_run_folders, read_runs
+from cifar_lab.run_folder.reader import find_run_folders, read_runs
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and signals")
 

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from made_up import write_run
 
-import verdicts
 from cifar_lab.experiments import BN_BAND, EXPERIMENTS, PLAIN_BAND, RUNS
-from cifar_lab.runs import read_runs
-from verdicts import ABOVE_0, BELOW_0, CLAIMS, Estimate, Measure, fluctuation, judge_all, t_quantile
+from cifar_lab.measures.statistics import fluctuation, t_quantile
+from cifar_lab.report import verdicts
+from cifar_lab.report.claims import ABOVE_0, BELOW_0, CLAIMS, Measure
+from cifar_lab.report.verdicts import Estimate, judge_all
+from cifar_lab.run_folder.reader import read_runs
 
-README = Path(verdicts.__file__).with_name("README.md")
+README = Path(__file__).resolve().parent.parent / "README.md"
 STEPS = 250  # of a run at the quick preset
 
 
@@ -195,12 +197,9 @@ RUNS_OF = {claim.id: claim.runs for claim in CLAIMS}
 
 
 def test_every_claim_stands_with_the_runs_that_train_it():
-    """`EXPERIMENTS` says which claims a command serves; each must be among those that need its runs."""
     assert len(RUNS_OF) == len(CLAIMS) == 12
     assert {run for runs in RUNS_OF.values() for run in runs} <= set(RUNS)
-    for experiment in EXPERIMENTS:
-        needed = {claim for claim, runs in RUNS_OF.items() if set(runs) & set(experiment.runs)}
-        assert set(experiment.claims) == needed
+    assert {run for runs in RUNS_OF.values() for run in runs} == {name for e in EXPERIMENTS for name in e.names}
 
 
 def test_every_claim_has_a_measure_that_decides():
@@ -214,7 +213,7 @@ def test_every_claim_has_a_measure_that_decides():
 def quick(tmp_path_factory):
     """Verdicts on two seeds of every run of the report but the plain Inception's."""
     results = tmp_path_factory.mktemp("results")
-    for name in dict.fromkeys(run for experiment in EXPERIMENTS for run in experiment.runs):
+    for name in dict.fromkeys(run for experiment in EXPERIMENTS for run in experiment.names):
         for seed in (0, 1):
             if name != "inception":
                 write_run(results, name, seed=seed)
@@ -222,10 +221,10 @@ def quick(tmp_path_factory):
 
 
 def test_the_csv_has_a_row_a_measure(quick):
-    rows = list(csv.DictReader(io.StringIO(verdicts.to_csv(quick))))
+    rows = list(csv.DictReader(io.StringIO(verdicts.to_csv({"": quick}))))
     assert list(rows[0]) == [
         "claim", "the report says", "supported when", "verdict", "measure", "unit", "decides", "mean", "low", "high",
-        "seeds", "values", "notes",
+        "seeds", "values", "notes", "runs",
     ]  # fmt: skip
     assert len(rows) == sum(max(1, len(v.estimates)) for v in quick)
     assert {row["claim"]: row["verdict"] for row in rows} == {v.claim.id: v.outcome for v in quick}
@@ -262,7 +261,7 @@ def claims_of_readme():
 
 @pytest.mark.skipif(not README.exists(), reason="no README.md")
 def test_the_readme_lists_the_claims():
-    assert claims_of_readme() == verdicts.claims()
+    assert claims_of_readme() == [(claim.id, claim.statement) for claim in CLAIMS]
 
 
 def test_a_claim_more_is_an_entry_more(tmp_path):

@@ -12,7 +12,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -24,10 +24,10 @@ from torch import nn
 
 import MyFramework  # noqa: F401  (imported before the fork)
 import MyVGG
-from cifar_lab import checkpoint, script, training_run
-from cifar_lab.config import RunConfig
-from cifar_lab.layers import StepDropout
-from cifar_lab.runs import find_run_folders, read_run
+from cifar_lab.networks import NETWORKS, StepDropout
+from cifar_lab.run_folder import checkpoint
+from cifar_lab.run_folder.reader import find_run_folders, read_run
+from cifar_lab.training import group, script
 
 PATIENCE = 120  # seconds after which a training that has not ended is a failure
 TIME_COLUMNS = ("train_seconds", "images_per_second")
@@ -155,19 +155,24 @@ def _train(name: str, argv: list[str], output: str, prepare: Callable[[], Any] |
 def ready() -> None:
     """Leaves out of a training what takes time and does not matter here."""
     torch.set_num_threads(1)
-    training_run.matmul_rate = lambda device: 1e12
-    training_run.flops_per_training_image = lambda model: 1e6
+    group.matmul_rate = lambda device: 1e12
 
 
 def with_small_network() -> None:
     """Puts a network into MyVGG.py that trains in milliseconds and has all that a checkpoint must hold."""
-    MyVGG.build = small_network
+    with_network(small_network)
 
 
-def small_network(config: RunConfig) -> nn.Module:
+def with_network(builder: Callable[..., nn.Module]) -> None:
+    """Puts another network in the place of both of MyVGG.py."""
+    for name in ("vgg_a", "vgg_a_bn"):
+        NETWORKS[name] = replace(NETWORKS[name], builder=builder)
+
+
+def small_network(*, width: float = 1.0) -> nn.Module:
     """Weights, running statistics and dropout."""
     return nn.Sequential(
-        nn.AvgPool2d(8), nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), StepDropout(0.5, config.seed),
+        nn.AvgPool2d(8), nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), StepDropout(0.5),
         nn.Linear(128, 10),
     )  # fmt: skip
 
