@@ -41,13 +41,13 @@ from cosmic_ray.work_db import use_db
 # A row whose tests take more than 15 seconds makes the whole run longer than 20 minutes.
 TABLE = (
     ("measures", "cifar_lab/measures/band.py cifar_lab/measures/probes.py cifar_lab/measures/statistics.py",
-     "tests/test_landscape.py tests/test_probe.py tests/test_verdicts.py"),
+     "tests/test_landscape.py tests/test_probe.py tests/test_verdicts.py tests/test_layout.py"),
     ("measures", "cifar_lab/measures/surface.py cifar_lab/measures/evaluation.py", "tests/test_surface.py"),
     ("verdicts", "cifar_lab/report/claims.py cifar_lab/report/verdicts.py",
      "tests/test_claims.py tests/test_verdicts.py"),
     ("plan", "cifar_lab/training/plan.py", "tests/test_random_streams.py tests/test_augment.py"),
     ("augmentation", "cifar_lab/training/augment.py", "tests/test_augment.py tests/test_random_streams.py"),
-    ("optimizers", "cifar_lab/optimizers.py", "tests/test_optimizers.py tests/test_figures.py"),
+    ("optimizers", "cifar_lab/optimizers.py", "tests/test_optimizers.py tests/test_layout.py tests/test_figures.py"),
     ("networks", "MyVGG.py MyFramework.py cifar_lab/networks.py",
      "tests/test_reference.py tests/test_models.py tests/test_random_streams.py tests/test_identity.py"
      " tests/test_settings.py"),
