@@ -59,7 +59,7 @@ TABLE = (
     ("figures", "cifar_lab/report/page.py cifar_lab/figures/style.py cifar_lab/figures/curves.py",
      "tests/test_figures.py tests/test_plots.py"),
     ("figures", "cifar_lab/figures/band.py cifar_lab/figures/probes.py",
-     "tests/test_figures.py tests/test_landscape.py"),
+     "tests/test_figures.py tests/test_landscape.py tests/test_published.py"),
     ("figures", "cifar_lab/figures/surface.py cifar_lab/figures/confusion.py",
      "tests/test_figures.py tests/test_surface.py"),
 )  # fmt: skip
