@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cifar_lab.settings import PAPER_PRESETS, PUBLISHED, RunConfig, number, preset_defaults, run_folder
+from cifar_lab.settings import PAPER_PRESETS, RunConfig, number, preset_defaults, run_folder, training_root
 
 LEARNING_RATES = (1e-3, 1e-4, 5e-4, 5e-5)
 
@@ -40,8 +40,8 @@ class Experiment:
         }
 
     def command(self, preset: str = "report", seeds: tuple[int, ...] = (0,), results: str | Path = "results") -> str:
-        """The command line, as a user types it. Nothing is trained into a folder of published runs, but beside it."""
-        results = Path(results).parent if Path(results).name == PUBLISHED else Path(results)
+        """The command line, as a user types it."""
+        results = training_root(results)
         given = dict(self.flags)
         given |= {"epochs": self.epochs} if preset == "report" else {"preset": preset}
         given |= {"seed": seeds} if seeds != (0,) else {}

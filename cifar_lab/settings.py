@@ -198,6 +198,16 @@ def run_name(config: RunConfig, preset: str) -> str:
     return "-".join(parts)
 
 
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The settings in which a run found on disk differs from the one asked for, as `name old -> new`."""
+    return [f"{k} {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
+
+
+def training_root(results: str | Path) -> Path:
+    """The results folder into which runs like those of `results` are trained: never among the published ones."""
+    return Path(results).parent if Path(results).name == PUBLISHED else Path(results)
+
+
 def run_folder(results: str | Path, preset: str, config: RunConfig) -> Path:
     """`<results>/<preset>/<model>/<run name>`."""
     return Path(results) / preset / config.model / run_name(config, preset)

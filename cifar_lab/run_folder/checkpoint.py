@@ -20,7 +20,7 @@ from torch import nn
 from cifar_lab.networks import describe, find_network
 from cifar_lab.run_folder.files import write_whole
 from cifar_lab.run_folder.schema import read_config
-from cifar_lab.settings import PUBLISHED, RunConfig
+from cifar_lab.settings import RunConfig, differing, training_root
 
 NEWEST = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
@@ -80,9 +80,7 @@ def read(path: Path) -> dict:
 
 def check_settings(path: Path, state: dict, config: RunConfig) -> None:
     """Raises CheckpointError if a checkpoint is of a run with other settings."""
-    old, new = state["config"], asdict(config)
-    differ = [f"{k} {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
-    if differ:
+    if differ := differing(state["config"], asdict(config)):
         raise CheckpointError(f"{path}: of a run with other settings ({', '.join(differ)})")
 
 
@@ -181,8 +179,6 @@ def training_command(folder: str | Path, config: dict[str, Any]) -> str:
         if not skip and name not in ("--results", "--data-dir", "--fresh"):
             kept.append(word)
         skip = not skip and name in ("--results", "--data-dir") and not equals  # its value follows
-    results = Path(folder).absolute().parents[2]
-    if results.name == PUBLISHED:  # its checkpoints are not in git; training does not write there
-        results = results.parent
+    results = training_root(Path(folder).absolute().parents[2])
     where = [] if results == Path("results").absolute() else ["--results", str(results)]
     return shlex.join([*kept, *where, "--fresh"])

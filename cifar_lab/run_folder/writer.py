@@ -25,7 +25,7 @@ from cifar_lab.run_folder.tables import (
     PROBE_COLUMNS,
     STEP_COLUMNS,
 )
-from cifar_lab.settings import RunConfig, run_folder
+from cifar_lab.settings import RunConfig, differing, run_folder
 
 HEADERS = {"epochs.csv": EPOCH_COLUMNS, "steps.csv": STEP_COLUMNS, "probes.csv": PROBE_COLUMNS}
 FILES = ("config.json", *HEADERS, "summary.json", checkpoint.NEWEST)
@@ -93,7 +93,7 @@ class Recorder:
             raise FolderError(f"{error}; --fresh moves the folder aside") from None
         old, new = found["settings"], asdict(self.config)
         old["fingerprint"], new["fingerprint"] = found["network"]["fingerprint"], self._network["fingerprint"]
-        differ = [f"{k} {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
+        differ = differing(old, new)
         if found["environment"].get("data_sha256", data_sha256) != data_sha256:
             differ.append("the data's checksums")
         if differ:

@@ -37,7 +37,7 @@ class Batch:
         self.step = (epoch - 1) * loader.steps + index + 1  # over the whole run, from 1
         self.size = loader.size(index)
         self.runs = runs
-        self.to_probe: Iterable[TrainingRun] = ()
+        self.to_probe: Iterable[TrainingRun] = ()  # before the update; walked over once
         self._loader = loader
 
     @cached_property
@@ -261,7 +261,7 @@ class Lockstep:
         for run in runs:
             if not run.ended:
                 run.save()  # the host waits
-        self._saved = self._looked = time.monotonic()
+        self._saved = time.monotonic()
         self._stopwatch.lap()
         if self._stop.received is not None:
             self._console.close()

@@ -46,12 +46,13 @@ def groups(cls: type[Settings], file: str | Path, argv: list[str]) -> Iterator[L
     _check_results(Path(settings.results))
     description = description_of(settings)
     opened = {seed: recorders(settings, description, seed, device) for seed in settings.seed}
-    for recorder in (r for group in opened.values() for r in group):
+    every = [recorder for group in opened.values() for recorder in group]
+    for recorder in every:
         if recorder.folder.resolve().is_relative_to((ROOT / "results" / PUBLISHED).resolve()):
             raise FolderError(f"{recorder.folder}: the runs there came with the repository; training writes elsewhere")
     data = load_data(settings)
     if not settings.fresh:
-        for recorder in (r for group in opened.values() for r in group):
+        for recorder in every:
             recorder.existing(data.sha256)
     console = Console()
     if device.note:
