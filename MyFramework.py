@@ -13,6 +13,9 @@ same order. Every run has a folder of its own below results/.
 import sys
 from dataclasses import dataclass
 
+import cifar_lab  # noqa: F401  before PyTorch, see there
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -70,22 +73,23 @@ def convolution(channels: int, out: int, kernel: int, *, bn: bool, relu: bool = 
     if bn:
         layers.append(nn.BatchNorm2d(out))
     if relu:
-        layers.append(nn.ReLU(inplace=True))
+        # After a 1x1 convolution, which `Branches` computes as a part of a larger one, a copy is what is needed next.
+        layers.append(nn.ReLU(inplace=kernel > 1))
     return layers
 
 
 class Block(nn.Module):
-    """An Inception block, plain or residual.
+    """An Inception block, plain or residual: four branches side by side, a ReLU after every convolution.
 
-    Plain (Szegedy et al. 2015, figure 2b): four branches side by side, concatenated, a ReLU after every convolution.
-    Residual (Szegedy et al. 2016, figure 20): `relu(shortcut(x) + scale * inception(x))`, without the ReLU of each
-    branch's last convolution; the shortcut is the identity, or a linear 1x1 convolution if the channel counts differ.
+    Plain (Szegedy et al. 2015, figure 2b): `relu(inception(x))`; the ReLU of each branch's last convolution is one, of
+    all of them together. Residual (Szegedy et al. 2016, figure 20): `relu(shortcut(x) + scale * inception(x))`; the
+    shortcut is the identity, or a linear 1x1 convolution if the channel counts differ.
     """
 
     def __init__(self, channels: int, table: tuple[int, ...], *, residual_scale: float | None, bn: bool) -> None:
         super().__init__()
         c1, reduce3, c3, reduce5, c5, pool = table
-        last = {"bn": bn, "relu": residual_scale is None}
+        last = {"bn": bn, "relu": False}
         self.branches = Branches(
             [
                 nn.Sequential(*convolution(channels, c1, 1, **last)),
@@ -98,16 +102,14 @@ class Block(nn.Module):
         self.residual_scale = residual_scale
         if residual_scale is not None:
             same = channels == self.out
-            self.shortcut = (
-                nn.Identity() if same else nn.Sequential(*convolution(channels, self.out, 1, bn=bn, relu=False))
-            )
+            self.shortcut = nn.Identity() if same else nn.Sequential(*convolution(channels, self.out, 1, **last))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out, H, W)."""
-        branches = torch.cat(self.branches(x), dim=1)
         if self.residual_scale is None:
-            return branches
-        return F.relu(torch.add(self.shortcut(x), branches, alpha=self.residual_scale))
+            return F.relu(torch.cat(self.branches(x), dim=1))
+        *branches, shortcut = self.branches(x, self.shortcut)
+        return F.relu(torch.add(shortcut, torch.cat(branches, dim=1), alpha=self.residual_scale))
 
 
 class Inception(nn.Module):
@@ -120,10 +122,10 @@ class Inception(nn.Module):
     def __init__(self, *, residual_scale: float | None = None, bn: bool = False, width: float = 1.0) -> None:
         super().__init__()
         c1, c2 = (scaled(c, width) for c in STEM)
-        layers: list[nn.Module] = [
-            *convolution(3, c1, 3, bn=bn), nn.MaxPool2d(3, 2, padding=1),  # (B, 64, 16, 16)
-            *convolution(c1, c2, 3, bn=bn), nn.MaxPool2d(3, 2, padding=1),  # (B, 192, 8, 8)
-        ]  # fmt: skip
+        layers: list[nn.Module] = []
+        for before, after in ((3, c1), (c1, c2)):  # to (B, 64, 16, 16) and (B, 192, 8, 8)
+            # The ReLU comes after the max-pool: the two commute, and it is then of a quarter of the numbers.
+            layers += [*convolution(before, after, 3, bn=bn, relu=False), nn.MaxPool2d(3, 2, padding=1), nn.ReLU(True)]
         channels = c2
         for entry in BLOCKS:
             if len(entry) == 2:

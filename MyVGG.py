@@ -12,6 +12,9 @@ between their losses shows what the learning rate does. Every run has a folder o
 import sys
 from dataclasses import dataclass
 
+import cifar_lab  # noqa: F401  before PyTorch, see there
+
+# isort: split
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -64,12 +67,14 @@ class VGG(nn.Module):
         super().__init__()
         features: list[nn.Module] = []
         channels = 3
-        for entry in COLUMN_A:
+        for entry, following in zip(COLUMN_A, (*COLUMN_A[1:], None), strict=True):
             if entry == "M":
-                features.append(nn.MaxPool2d(2, 2))
                 continue
             out = scaled(entry, width)
-            features += [nn.Conv2d(channels, out, 3, padding=1), *([nn.BatchNorm2d(out)] if bn else []), nn.ReLU(True)]
+            features += [nn.Conv2d(channels, out, 3, padding=1), *([nn.BatchNorm2d(out)] if bn else [])]
+            # The ReLU comes after a max-pool: max and ReLU commute, values and gradients are the same, and it is then
+            # of a quarter of the numbers.
+            features += [*([nn.MaxPool2d(2, 2)] if following == "M" else []), nn.ReLU(True)]
             channels = out
         head: list[nn.Module] = []
         for out in (scaled(HIDDEN, width),) * 2:

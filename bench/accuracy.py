@@ -1,15 +1,18 @@
-"""Accuracy is not traded for speed: test accuracy after the classic loop and after the engine, over several seeds.
+"""Accuracy is not traded for speed: test accuracy after the classic loop, and after the engine in fp32 and in bf16.
 
-    python -m bench.accuracy                        # both VGGs and both Inceptions at the quick preset, 5 seeds: 10 min
+    python -m bench.accuracy                        # both VGGs and both Inceptions at the quick preset, 5 seeds: 15 min
+    python -m bench.accuracy --sides fp32 bf16      # the engine alone
     python -m bench.accuracy --models vgg_a_bn --seeds 0 1 2
 
-Both sides train the same networks with the same settings; the classic loop shuffles and augments as torchvision does,
-so the two share a seed's number and none of its draws. Results are written to bench/results/<device>-accuracy.md and
-.json after each seed. Nothing here is a matter of time: other programs may run beside it.
+All sides train the same networks with the same settings. The classic loop shuffles and augments as torchvision does, so
+that it shares a seed's number with the engine and none of its draws; fp32 and bf16 share all of them. Results are
+written to bench/results/<device>-accuracy.md and .json after each seed. Nothing here is a matter of time: other
+programs may run beside it.
 """
 
 import os
 import sys
+from functools import partial
 
 import numpy as np
 import torch
@@ -53,25 +56,36 @@ def with_classic(model: str, seed: int, data: Cifar10, device: str) -> float:
     return final_accuracy(accuracy)
 
 
-def with_ours(model: str, seed: int, data: Cifar10, device: str) -> float:
+def with_ours(model: str, seed: int, data: Cifar10, device: str, precision: str) -> float:
     """Final test accuracy (percent) after the engine."""
-    module, settings = ours.parse(command(model, seed, device))
+    module, settings = ours.parse([*command(model, seed, device), "--precision", precision])
     with ours.lockstep(settings, data) as group:
         module.train(group)
         return final_accuracy(group.runs[0].test_accuracy)
 
 
-def difference(classic_: list[float], ours_: list[float]) -> tuple[float, float] | None:
-    """Mean difference, ours minus classic, and half its 95% interval: two samples of n, variances pooled (Student).
+SIDES = {
+    "classic": with_classic,
+    "fp32": partial(with_ours, precision="fp32"),
+    "bf16": partial(with_ours, precision="bf16"),
+}
+# Second minus first, and whether they share their draws.
+COMPARED = {("classic", "fp32"): False, ("fp32", "bf16"): True}
 
-    None with fewer than two of each.
+
+def difference(first: list[float], second: list[float], paired: bool = False) -> tuple[float, float] | None:
+    """Mean difference, second minus first, and half its 95% interval (Student): of pairs, or of two samples of n with
+    their variances pooled. None with fewer than two of each.
     """
-    n = min(len(classic_), len(ours_))
+    n = min(len(first), len(second))
     if n < 2:
         return None
-    pooled = (np.var(classic_[:n], ddof=1) + np.var(ours_[:n], ddof=1)) / 2
-    half = t_quantile(2 * n - 2) * np.sqrt(2 * pooled / n)
-    return float(np.mean(ours_[:n]) - np.mean(classic_[:n])), float(half)
+    one, two = np.array(first[:n]), np.array(second[:n])
+    if paired:
+        half = t_quantile(n - 1) * np.std(two - one, ddof=1) / np.sqrt(n)
+    else:
+        half = t_quantile(2 * n - 2) * np.sqrt((np.var(one, ddof=1) + np.var(two, ddof=1)) / n)
+    return float(np.mean(two) - np.mean(one)), float(half)
 
 
 def markdown(about: dict, finals: dict[str, dict[str, list[float]]]) -> str:
@@ -80,18 +94,22 @@ def markdown(about: dict, finals: dict[str, dict[str, list[float]]]) -> str:
         return f"{np.mean(values):.2f}{spread} (n = {len(values)})"
 
     preset = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in PRESETS[PRESET].items())
+    sides = list(next(iter(finals.values())))
+    compared = [pair for pair in COMPARED if set(pair) <= set(sides)]
     rows = []
-    for model, sides in finals.items():
-        between = "-"
-        if compared := difference(sides["classic"], sides["ours"]):
-            mean, half = compared
-            between = f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
-        rows.append([model, shown(sides["classic"]), shown(sides["ours"]), between])
+    for model, of in finals.items():
+        row = [model, *(shown(of[side]) for side in sides)]
+        for first, second in compared:
+            between = difference(of[first], of[second], COMPARED[first, second])
+            mean, half = between or (np.nan, np.nan)
+            row.append(f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]" if between else "-")
+        rows.append(row)
     return (
         f"# Accuracy with the classic loop and with the engine\n\n{output.header(about)}\n\n"
         f"Preset {PRESET}: {preset}. Final test accuracy in percent (mean of the last three epochs), mean and "
-        f"standard deviation over the seeds {about['seeds']}; difference in points with its 95% interval.\n\n"
-        + output.markdown_table(["model", "classic", "ours", "ours minus classic"], rows)
+        f"standard deviation over the seeds {about['seeds']}; difference in points with its 95% interval, of pairs "
+        "between fp32 and bf16.\n\n"
+        + output.markdown_table(["model", *sides, *(f"{two} minus {one}" for one, two in compared)], rows)
     )
 
 
@@ -99,15 +117,16 @@ def main(argv: list[str]) -> int:
     parser = program.parser("bench.accuracy", __doc__)
     add = parser.add_argument
     add("--models", nargs="+", type=choice(*ours.MODELS), default=list(ours.MODELS), help=" ".join(ours.MODELS))
+    add("--sides", nargs="+", type=choice(*SIDES), default=list(SIDES), help=" ".join(SIDES))
     add("--seeds", nargs="+", type=integer(0, LARGEST_SEED), default=[0, 1, 2, 3, 4], help="(0 1 2 3 4)")
     args = parser.parse_args(argv)
     data, device = program.data_and_device(args)
     about = output.described(device, data.name) | {"seeds": " ".join(map(str, args.seeds))}
-    finals = {model: {"classic": [], "ours": []} for model in args.models}
+    finals = {model: {side: [] for side in args.sides} for model in args.models}
     for seed in args.seeds:
         for model in args.models:
-            for side, train in (("classic", with_classic), ("ours", with_ours)):
-                finals[model][side].append(train(model, seed, data, device.torch.type))
+            for side in args.sides:
+                finals[model][side].append(SIDES[side](model, seed, data, device.torch.type))
                 print(f"{model:<14} seed {seed:<4} {side:<8} {finals[model][side][-1]:6.2f}%", flush=True)
         name = f"{output.slug(device)}-accuracy"
         output.write(args.output, name, {"about": about, "final_accuracy": finals}, markdown(about, finals))

@@ -100,7 +100,7 @@ def train_epochs(group: Lockstep, module: ModuleType, epochs: int) -> Iterator[t
         start = time.perf_counter()
         for batch in group.batches(epoch):
             update(batch)
-        group.device.synchronize()
+        group.synchronize()
         trained = time.perf_counter()
         group.evaluate(epoch)
         yield trained - start, time.perf_counter() - trained

@@ -32,7 +32,7 @@ def shares(model: str, args: Namespace, data: Cifar10) -> list[tuple[str, float,
         with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiled:
             for _ in islice(steps, args.steps):
                 pass
-            group.device.synchronize()
+            group.synchronize()
         steps.close()
     times = [(e.key, e.self_device_time_total if cuda else e.self_cpu_time_total, e.count)
              for e in profiled.key_averages()]  # fmt: skip

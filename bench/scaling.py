@@ -87,7 +87,7 @@ def plots(args: Namespace) -> dict:
 def write_logs(experiment: Experiment, results: str, epochs: int) -> int:
     """Writes run folders of an experiment's runs, as training leaves them, with falling losses; returns their steps."""
     _, settings = ours.parse(shlex.split(experiment.command(results=results))[1:])
-    opened = recorders(settings, description_of(settings), 0, Device(torch.device("cpu"), "fp32"))
+    opened = recorders(settings, description_of(settings), 0, Device(torch.device("cpu"), "fp32", "fp32", 1))
     steps = epochs * (settings.train_size // settings.batch_size)
     noise = np.random.default_rng(0)
     for recorder in opened:

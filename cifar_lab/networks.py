@@ -18,10 +18,12 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -261,6 +263,9 @@ def initialize(model: nn.Module, init: str) -> None:
 class Branches(nn.ModuleList):
     """Networks side by side: each one's output for the same input.
 
+    The 1x1 convolutions of the input with which branches begin are computed as one convolution, which keeps a processor
+    busier than several small ones. Their parameters stay apart, and so do their names.
+
     While a single run's training step is captured in a CUDA graph, each runs on a stream of its own (`concurrent`). The
     backward pass of a branch runs on the stream of its forward pass, so branches overlap there too. In lockstep the
     runs overlap already, and more streams cost more than they give: on an H100 an epoch of the residual Inception took
@@ -269,20 +274,60 @@ class Branches(nn.ModuleList):
 
     concurrent = False
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, *others: nn.Module) -> list[Tensor]:
+        """others: further networks beside these, that belong to somebody else."""
+        begun = _begin_together([*self, *others], x)
         if not self.concurrent:
-            return [branch(x) for branch in self]
+            return [branch() for branch in begun]
         main = torch.cuda.current_stream()
         outputs, streams = [], []
-        for branch in self:
+        for branch in begun:
             stream = torch.cuda.Stream()
             stream.wait_stream(main)  # fork: x is ready
             with torch.cuda.stream(stream):
-                outputs.append(branch(x))
+                outputs.append(branch())
             streams.append(stream)
         for stream in streams:
             main.wait_stream(stream)  # join
         return outputs
+
+
+def _begin_together(branches: list[nn.Module], x: Tensor) -> list[Callable[[], Tensor]]:
+    """The branches, each with its input; first 1x1 convolutions are already computed, all in one."""
+    firsts = [branch[0] if type(branch) is nn.Sequential and _is_1x1(branch[0]) else None for branch in branches]
+    firsts = [None if first and (_has_hooks(branch) or _has_hooks(first)) else first
+              for branch, first in zip(branches, firsts, strict=True)]  # fmt: skip
+    together = [first for first in firsts if first is not None]
+    if len(together) < 2:
+        return [partial(branch, x) for branch in branches]
+    weight = torch.cat([first.weight for first in together])
+    parts = F.conv2d(x, weight, torch.cat([first.bias for first in together]))
+    # Not `split`, whose parts cannot be changed in place, by a ReLU for example; nobody else reads the whole.
+    outputs = iter(torch.unsafe_split_with_sizes(parts, [first.out_channels for first in together], dim=1))
+
+    def rest(branch: nn.Sequential, x: Tensor) -> Tensor:
+        for layer in list(branch)[1:]:
+            x = layer(x)
+        return x
+
+    return [
+        partial(branch, x) if first is None else partial(rest, branch, next(outputs))
+        for branch, first in zip(branches, firsts, strict=True)
+    ]
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
+
+
+def _is_1x1(layer: nn.Module) -> bool:
+    """Whether a layer is a plain 1x1 convolution of all its input, with a bias."""
+    return (
+        type(layer) is nn.Conv2d and "weight" in layer._parameters
+        and layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0)
+        and layer.groups == 1 and layer.bias is not None
+    )  # fmt: skip
 
 
 def _mix(x: Tensor) -> Tensor:

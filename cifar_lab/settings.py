@@ -163,7 +163,7 @@ SHORT = {
     "probe_every": "probe",
 }
 OPTION = r"[\w.+-]{1,64}"  # what the value of a network's option can be
-AUTO_PRECISION = {"cuda": "bf16"}  # what auto is on a device that has it in hardware; fp32 on the others
+AUTO_PRECISION = {"cuda": "bf16"}  # what auto is, for runs that do not say what it was; fp32 on the other devices
 
 
 def number(value: float) -> str:
@@ -179,14 +179,15 @@ def preset_defaults(preset: str) -> dict:
     return {k: v for k, v in chosen.items() if k in names}
 
 
-def run_name(config: RunConfig, preset: str) -> str:
+def run_name(config: RunConfig, preset: str, usual_precision: str | None = None) -> str:
     """The run folder's own name, for example `adam-lr1e-4-wd0-seed0-scale1`.
 
-    An option of the network is called by the last word of its name: residual_scale by `scale`.
+    usual_precision: what `--precision auto` gave on the machine; the name leaves it out. An option of the network is
+    called by the last word of its name: residual_scale by `scale`.
     """
     own = asdict(RunConfig(config.model, **preset_defaults(preset)))
     if "auto" not in (config.device, config.precision):
-        own["precision"] = AUTO_PRECISION.get(config.device, "fp32")
+        own["precision"] = usual_precision or AUTO_PRECISION.get(config.device, "fp32")
     parts = [config.optimizer, f"lr{number(config.lr)}", f"wd{number(config.weight_decay)}", f"seed{config.seed}"]
     named = [
         (short, getattr(config, key)) for key, short in SHORT.items() if getattr(config, key) not in (own[key], None)
@@ -208,9 +209,9 @@ def training_root(results: str | Path) -> Path:
     return Path(results).parent if Path(results).name == PUBLISHED else Path(results)
 
 
-def run_folder(results: str | Path, preset: str, config: RunConfig) -> Path:
+def run_folder(results: str | Path, preset: str, config: RunConfig, usual_precision: str | None = None) -> Path:
     """`<results>/<preset>/<model>/<run name>`."""
-    return Path(results) / preset / config.model / run_name(config, preset)
+    return Path(results) / preset / config.model / run_name(config, preset, usual_precision)
 
 
 # --- The flags of a training script ----------------------------------------------------------------------------------
@@ -245,7 +246,11 @@ class Settings:
         0, "steps between two probes of the landscape along the gradient; 0: none", integer(0, 10**9)
     )
     device: str = flag("auto", f"device to train on: {', '.join(DEVICES)}", choice(*DEVICES))
-    precision: str = flag("auto", "auto is bf16 on CUDA and fp32 elsewhere; or fp32, tf32, bf16", choice(*PRECISIONS))
+    precision: str = flag(
+        "auto", "fp32, tf32, bf16, or auto: bf16 where the device has it in hardware and is faster with it, else fp32",
+        choice(*PRECISIONS),
+    )  # fmt: skip
+    threads: int | None = flag(None, "CPU threads (default: the cores that are allowed, at most 16)", integer(1, 1024))
     cuda_graph: bool = flag(True, "launch every kernel from Python instead of replaying a CUDA graph")
     channels_last: bool = flag(True, "keep activations in NCHW order in memory")
     deterministic: bool = flag(False, "only kernels that give the same bits in every run (slower on CUDA)")

@@ -1,9 +1,22 @@
 """What several test modules share."""
 
 from pathlib import Path
+from unittest import mock
 
+import cifar_lab  # noqa: F401  before PyTorch, see there
+
+# isort: split
 import pytest
 from synthetic import write_synthetic
+
+from cifar_lab.training import device
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_precision():
+    """On the CPU `--precision auto` is fp32 in this process, so that numbers do not depend on the processor."""
+    with mock.patch.object(device, "bf16_pays", return_value=False):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -104,17 +104,20 @@ def test_accuracy(monkeypatch, tmp_path, capsys):
     finals = json.loads(written.read_text())["final_accuracy"]
     assert list(finals) == ["vgg_a_bn", "inception"]
     for sides in finals.values():
-        assert [len(sides[side]) for side in ("classic", "ours")] == [2, 2]
+        assert {side: len(values) for side, values in sides.items()} == {"classic": 2, "fp32": 2, "bf16": 2}
         assert all(0 <= value <= 100 for values in sides.values() for value in values)
-    assert len(capsys.readouterr().out.splitlines()) == 2 * 2 * 2 + 1
+    assert len(capsys.readouterr().out.splitlines()) == 2 * 2 * 3 + 1
     text = written.with_suffix(".md").read_text()
-    assert "width 0.03, train size 200" in text and text.count("(n = 2)") == 4
+    assert "width 0.03, train size 200" in text and text.count("(n = 2)") == 6
 
 
 def test_difference_of_accuracies_by_hand():
     # Means 3 and 7, both variances 1, n = 3: the standard error is sqrt(2 / 3), t at 4 degrees of freedom 2.776.
     mean, half = accuracy.difference([2.0, 3.0, 4.0], [6.0, 7.0, 8.0])
     assert (mean, half) == (pytest.approx(4.0), pytest.approx(2.776 * (2 / 3) ** 0.5, rel=1e-3))
+    # The pairs differ by 4, 5 and 3: the standard error is 1 / sqrt(3), t at 2 degrees of freedom 4.303.
+    mean, half = accuracy.difference([2.0, 3.0, 4.0], [6.0, 8.0, 7.0], paired=True)
+    assert (mean, half) == (pytest.approx(4.0), pytest.approx(4.303 / 3**0.5, rel=1e-3))
     assert accuracy.difference([2.0], [6.0]) is None
 
 

@@ -31,8 +31,10 @@ from cifar_lab.run_folder.reader import find_run_folders, read_run
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and signals")
 
 ROOT = Path(__file__).resolve().parent.parent
-VGG = ("MyVGG.py", ["--bn", "--lrs", "1e-3", "1e-4", "--probe-every", "4", "--epochs", "3"])
-INCEPTION = ("MyFramework.py", ["--bn", "--optimizer", "adamw", "rmsprop", "sgd", "--momentum", "0.9", "--epochs", "2"])
+# Two runs side by side, and three on two threads.
+VGG = ("MyVGG.py", ["--bn", "--lrs", "1e-3", "1e-4", "--probe-every", "4", "--epochs", "3", "--threads", "2"])
+INCEPTION = ("MyFramework.py", ["--bn", "--optimizer", "adamw", "rmsprop", "sgd", "--momentum", "0.9",
+                                "--epochs", "2", "--threads", "2", "--probe-every", "4"])  # fmt: skip
 STOPPED = "stopped, everything trained so far is saved; the same command continues"
 
 
@@ -120,7 +122,9 @@ def test_stopped_at_random_moments(number, status, stops, synthetic_data, whole)
             # What is continued was saved at the signal: no checkpoint is due before.
             argv = flags(synthetic_data, *more, "--checkpoint-seconds", "1e9", "--results", results)
             for ended in interrupted(argv, script, delays, number, begun=True):
-                assert (ended.status, ended.err) == (status, f"{script}: {STOPPED}\n")
+                # One in the moments between the last file and Python's end finds nothing more to save.
+                if differences(content(results), reference.left):
+                    assert (ended.status, ended.err) == (status, f"{script}: {STOPPED}\n")
                 stopped += 1
             assert differences(content(results), reference.left) == []
             assert unfinished_files(results) == []

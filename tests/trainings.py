@@ -27,7 +27,7 @@ import MyVGG
 from cifar_lab.networks import NETWORKS, StepDropout
 from cifar_lab.run_folder import checkpoint
 from cifar_lab.run_folder.reader import find_run_folders, read_run
-from cifar_lab.training import group, script
+from cifar_lab.training import device, group, script
 
 PATIENCE = 120  # seconds after which a training that has not ended is a failure
 TIME_COLUMNS = ("train_seconds", "images_per_second")
@@ -156,6 +156,7 @@ def ready() -> None:
     """Leaves out of a training what takes time and does not matter here."""
     torch.set_num_threads(1)
     group.matmul_rate = lambda device: 1e12
+    device.bf16_pays = lambda threads: False  # numbers do not depend on the processor
 
 
 def with_small_network() -> None:

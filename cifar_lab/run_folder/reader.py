@@ -51,7 +51,7 @@ class Run:
     @property
     def place(self) -> Path:
         """`<preset>/<model>/<name>`: where a run with these settings belongs below a results folder."""
-        return run_folder("", self.preset, self.config)
+        return run_folder("", self.preset, self.config, self.environment["usual_precision"])
 
     @property
     def model(self) -> str:

@@ -94,7 +94,11 @@ _NETWORK = {
     "script": _TEXT, "label": _TEXT, "colour": _or_none(_form("#[0-9a-fA-F]{6}", "a colour as #rrggbb")),
     "fingerprint": _or_none(_form("[0-9a-f]{16}", "16 hexadecimal digits")),
 }  # fmt: skip
-_ENVIRONMENT = dict.fromkeys(("commit", "device", "precision", "torch", "python", "platform"), _or_none(_TEXT))
+_ENVIRONMENT = {
+    **dict.fromkeys(("commit", "device", "precision", "usual_precision", "torch", "python", "platform"),
+                    _or_none(_TEXT)),
+    "threads": _or_none(_integer(1)),
+}  # fmt: skip
 _SUMMARY = {
     "epochs": _integer(0), "steps": _integer(0), "parameters": _integer(1), "train_seconds": _real(0, math.inf),
     "diverged_at_step": _or_none(_integer(1)),

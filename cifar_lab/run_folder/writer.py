@@ -39,15 +39,18 @@ class Busy(FolderError):
     """Another process writes to the run folder."""
 
 
+def commit_of(checkout: Path) -> str | None:
+    """The commit of a checkout, marked if it is changed; None if there is none."""
+    describe = ["git", "-C", checkout, "describe", "--always", "--dirty", "--abbrev=12"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return None
+
+
 def environment(device: str, precision: str, data_sha256: dict[str, str]) -> dict:
     """What does not identify a run but belongs beside its numbers."""
-    commit = os.environ.get("GIT_COMMIT")  # for a copy without its history
-    if not commit:
-        describe = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=12"]
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            commit = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     return {
-        "commit": commit,
+        "commit": os.environ.get("GIT_COMMIT") or commit_of(ROOT),  # for a copy without its history
         "device": device,
         "precision": precision,
         "torch": torch.__version__,
@@ -64,9 +67,13 @@ def _this_process() -> str:
 class Recorder:
     """One run's folder, held by this process from `acquire` to `release`."""
 
-    def __init__(self, results: str | Path, preset: str, config: RunConfig, network: dict) -> None:
-        """network: what config.json says of it: script, label, colour, options, fingerprint."""
-        self.folder = folder = run_folder(results, preset, config)
+    def __init__(
+        self, results: str | Path, preset: str, config: RunConfig, network: dict, usual_precision: str = ""
+    ) -> None:
+        """network: what config.json says of it: script, label, colour, options, fingerprint. usual_precision: the one
+        that the folder's name leaves out."""
+        self.folder = folder = run_folder(results, preset, config, usual_precision)
+        self.begun: dict = {"threads": None}  # the environment in which an existing run began
         self.config = config
         self.preset = preset
         self._network = network
@@ -100,6 +107,7 @@ class Recorder:
             raise FolderError(
                 f"{self.folder}: holds a run with other settings ({', '.join(differ)}); --fresh moves it aside"
             )
+        self.begun = found["environment"]
         return found
 
     def summary(self) -> dict | None:

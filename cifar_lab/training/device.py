@@ -2,17 +2,22 @@
 
 import ctypes
 import functools
+import math
 import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar_lab.settings import AUTO_PRECISION, Settings
+from cifar_lab import openmp
+from cifar_lab.settings import Settings
+from cifar_lab.training.threads import default_threads
 
 
 class DeviceError(Exception):
@@ -25,9 +30,11 @@ class Device:
 
     torch: torch.device
     precision: str  # fp32, tf32 or bf16
+    usual: str  # what auto gives
+    threads: int  # of the CPU
     channels_last: bool = True
     cuda_graph: bool = False
-    note: str = ""  # why the precision is not the usual one; printed once
+    note: str = ""  # what is not as one would expect; printed once
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """A network's logits in fp32: computed in bf16 over fp32 master weights, or in fp32 throughout.
@@ -38,12 +45,8 @@ class Device:
         """
         if self.precision != "bf16":
             return model(images)
-        weights = {
-            f"{prefix}.{name}": weight
-            for prefix, module in model.named_modules()
-            if isinstance(module, nn.Conv2d | nn.Linear)
-            for name, weight in module.named_parameters(recurse=False)
-        }
+        shared = {id(weight): (name, weight) for name, weight in _of_convolutions_and_linear_layers(model)}
+        weights = dict(shared.values())
         low = dict(zip(weights, _ToBf16.apply(*weights.values()), strict=True))
         with torch.autocast(self.torch.type, torch.bfloat16, cache_enabled=False):
             return torch.func.functional_call(model, low, (images,)).float()
@@ -66,13 +69,18 @@ class Device:
         if os.path.exists("/proc/cpuinfo"):
             with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
                 name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-        threads = torch.get_num_threads()
-        return f"{self.torch.type}: {name}, {threads} thread{'s' * (threads > 1)}"
+        return f"{self.torch.type}: {name}, {self.threads} thread{'s' * (self.threads > 1)}"
 
     @property
     def evaluation_batch(self) -> int:
         """Images per forward pass of evaluation: many to keep a GPU busy, few enough for a CPU's cache."""
         return 2_500 if self.torch.type == "cuda" else 500
+
+
+def _of_convolutions_and_linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    for prefix, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            yield from module.named_parameters(prefix, recurse=False)
 
 
 class _ToBf16(torch.autograd.Function):
@@ -91,29 +99,39 @@ class _ToBf16(torch.autograd.Function):
         return tuple(high)
 
 
-def choose(settings: Settings) -> Device:
+def choose(settings: Settings, begun_in: str | None = None) -> Device:
     """The device that the flags ask for. Raises DeviceError.
 
-    Sets what holds for the whole process: PyTorch's precision and determinism, on a CPU also how memory is kept.
+    begun_in: the precision of runs to be continued, which auto keeps. Sets what holds for the whole process: PyTorch's
+    precision, determinism and number of threads, on a CPU also how memory is kept.
     """
     kind, precision, note = settings.device, settings.precision, ""
+    threads = settings.threads or default_threads()
+    torch.set_num_threads(threads)
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
         raise DeviceError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("--device mps: PyTorch finds no Apple GPU here; use --device cpu or auto")
-    has_bf16 = kind == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
-    if precision == "auto":
-        precision = AUTO_PRECISION.get(kind, "fp32") if has_bf16 else "fp32"
-        if kind == "cuda" and not has_bf16:
-            note = f"{torch.cuda.get_device_name()} has no bf16 arithmetic: training in fp32"
-    elif precision == "tf32" and not has_bf16:
+    new_gpu = kind == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+    if precision == "tf32" and not new_gpu:
         raise DeviceError(f"--precision tf32: needs a CUDA device of compute capability 8.0 or newer, not {kind}")
-    elif precision == "bf16" and not has_bf16 and kind != "cpu":
+    if precision == "bf16" and not new_gpu and kind != "cpu":
         raise DeviceError("--precision bf16: needs a CUDA device of compute capability 8.0 or newer, or a CPU")
     if kind == "cpu":
         _keep_freed_memory()
+        if precision == "auto":
+            usual = begun_in or ("bf16" if bf16_pays(threads) else "fp32")
+        else:  # by what the processor has, so that the name of a folder does not depend on a measurement
+            usual = "bf16" if has_bf16() else "fp32"
+        note = openmp.complaint()
+    else:
+        usual = "bf16" if new_gpu else "fp32"
+    if precision == "auto":
+        precision = usual
+        if kind == "cuda" and not new_gpu:
+            note = f"{torch.cuda.get_device_name()} has no bf16 arithmetic: training in fp32"
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = not settings.deterministic
@@ -122,8 +140,40 @@ def choose(settings: Settings) -> Device:
         # Max-pooling has no deterministic flag of its own: PyTorch warns of it, tests/test_cuda.py compares two runs.
         torch.use_deterministic_algorithms(True, warn_only=True)
     return Device(
-        torch.device(kind), precision, settings.channels_last, settings.cuda_graph and kind == "cuda", note
+        torch.device(kind), precision, usual, threads, settings.channels_last,
+        settings.cuda_graph and kind == "cuda", note,
     )  # fmt: skip
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies bf16 in hardware: AVX512_BF16, AMX, or Arm's bf16."""
+    return any(name.endswith("bf16") and has for name, has in torch.cpu.get_capabilities().items())
+
+
+@functools.cache
+def bf16_pays(threads: int, seconds: float = 0.5) -> bool:
+    """Whether this processor trains a convolution faster in bf16 than in fp32, measured within `seconds`.
+
+    One in the middle of the networks: 3x3, 64 channels, on 32 images of 16 x 16, forward and backward, the casts of
+    the weights included. The best time of each counts: what else runs on a machine can only add to it. A tenth is
+    asked for, so that noise does not decide.
+    """
+    if not has_bf16():
+        return False
+    generator = torch.Generator()
+    best = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
+    weights = torch.randn(64, 64, 3, 3, generator=generator).requires_grad_()
+    images = torch.randn(32, 64, 16, 16, generator=generator).to(memory_format=torch.channels_last)
+    stop = time.perf_counter() + seconds
+    repeats = 0
+    while repeats < 3 or time.perf_counter() < stop:
+        repeats += 1
+        for dtype in best:
+            given = images.to(dtype).requires_grad_()
+            start = time.perf_counter()
+            F.conv2d(given, weights.to(dtype), padding=1).sum().backward()
+            best[dtype] = min(best[dtype], time.perf_counter() - start)
+    return best[torch.bfloat16] < 0.9 * best[torch.float32]
 
 
 def _keep_freed_memory() -> None:

@@ -8,20 +8,21 @@ it was trained alone before) waits until the others have caught up.
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cifar_lab.measures.evaluation import evaluate
 from cifar_lab.training.capture import capture
 from cifar_lab.training.console import Console, Stopped, StopSignals, Stopwatch, duration, epoch_text, result_text
-from cifar_lab.training.device import matmul_rate
+from cifar_lab.training.device import Device, matmul_rate
 from cifar_lab.training.loader import Loader
 from cifar_lab.training.run import TrainingRun
+from cifar_lab.training.threads import SideBySide, use
 
 TrainingStep = Callable[[TrainingRun, Tensor, Tensor], tuple[Tensor, Tensor]]
 READ_SECONDS = 1.0  # between two looks of the host at the losses
@@ -55,6 +56,18 @@ class Batch:
         return self._tensors[1]
 
 
+class _EvaluationStopped(Exception):
+    """A signal has come between two batches of test images."""
+
+
+def _side_by_side(device: Device, runs: list[TrainingRun]) -> SideBySide:
+    """On a GPU the host takes the steps one after the other, and so it does with PyTorch's own dropout: its masks come
+    from one generator, so that they depend on the order."""
+    modules = (module for run in runs for module in run.model.modules())
+    alone = device.torch.type != "cpu" or any(isinstance(m, nn.modules.dropout._DropoutNd) for m in modules)
+    return SideBySide(1 if alone else device.threads, [run.threads for run in runs])
+
+
 class Lockstep:
     """A group of runs that share seed, data and batches."""
 
@@ -71,6 +84,7 @@ class Lockstep:
         self._checkpoint_seconds = checkpoint_seconds
         self._probe_every = probe_every
         self._later_groups = later_groups  # of other seeds, for the estimate
+        self.side_by_side = _side_by_side(self.device, runs)
         self._stopwatch = Stopwatch()
         self._saved = self._looked = time.monotonic()
         self._taken = 0  # steps in this process
@@ -115,6 +129,11 @@ class Lockstep:
             self._look(active, index + 1)
         self._console.end_batches()
 
+    def synchronize(self) -> None:
+        """The host waits until every step that was asked for is taken."""
+        self.side_by_side.wait()
+        self.device.synchronize()
+
     def _throttle(self, marks: deque, index: int) -> None:
         """Keeps the host at most four marks ahead of a GPU."""
         if self.device.torch.type == "cuda" and index % IN_FLIGHT == 0:
@@ -134,23 +153,31 @@ class Lockstep:
             self._save(active)
 
     def accelerate(self, training_step: TrainingStep) -> Callable[[Batch], None]:
-        """The training step for every run of a batch: replayed from a CUDA graph if the device has them."""
+        """The training step for every run of a batch: replayed from a CUDA graph if the device has them, on a CPU
+        side by side."""
         graphs: dict[tuple[str, ...], torch.cuda.CUDAGraph | None] = {}
 
-        def step(runs: list[TrainingRun], images: Tensor, labels: Tensor, branch: Callable = nullcontext) -> None:
-            index = self.loader.index.view(1)
+        def step(run: TrainingRun, images: Tensor, labels: Tensor, index: Tensor) -> None:
+            loss, correct = training_step(run, images, labels)
+            run.losses.index_copy_(0, index, loss.float().view(1))
+            run.correct.index_copy_(0, index, correct.view(1))
+
+        def step_at(run: TrainingRun, number: int, images: Tensor, labels: Tensor, index: Tensor) -> None:
+            run.count_steps(number - 1)
+            step(run, images, labels, index)
+
+        def capturable(runs: list[TrainingRun], batch_size: int, branch: Callable) -> None:
+            images, labels = self.loader.batch(batch_size)
             for i, run in enumerate(runs):
                 with branch(i):
-                    loss, correct = training_step(run, images, labels)
-                    run.losses.index_copy_(0, index, loss.float().view(1))
-                    run.correct.index_copy_(0, index, correct.view(1))
+                    step(run, images, labels, self.loader.index.view(1))
 
         def captured(batch: Batch) -> torch.cuda.CUDAGraph | None:
             graphs.clear()  # runs that parted, or met, do not come back: the last graph is never used again
             try:
                 return capture(
-                    lambda branch: step(batch.runs, *self.loader.batch(batch.size), branch), self.loader.advance,
-                    batch.runs, [self.loader.index, self.loader.step],
+                    partial(capturable, batch.runs, batch.size), self.loader.advance, batch.runs,
+                    [self.loader.index, self.loader.step],
                 )  # fmt: skip
             except torch.OutOfMemoryError:
                 raise
@@ -171,7 +198,11 @@ class Lockstep:
             if graph is not None:
                 graph.replay()
             else:
-                step(batch.runs, batch.images, batch.labels)
+                if self.side_by_side.workers > 1:
+                    use(1)  # the cores are busy with the steps before; the images do not depend on the threads
+                images, labels, index = batch.images, batch.labels, self.loader.index.clone().view(1)
+                for run in batch.runs:
+                    self.side_by_side.start(run, partial(step_at, run, batch.step, images, labels, index))
                 self.loader.advance()
 
         return update
@@ -183,9 +214,15 @@ class Lockstep:
         if trained:
             self._read(trained, steps)  # the host waits, once an epoch: here its training time ends
         trained = [run for run in trained if not run.ended]
-        totals = [self._test(run, trained) for run in trained]
+        totals: dict[TrainingRun, tuple[Tensor, Tensor]] = {}
+        for run in trained:
+            self.side_by_side.start(run, partial(self._test, run, totals))
+        self.side_by_side.wait()
+        if len(totals) < len(trained):
+            self._save(trained)
         images = len(self.loader.test_labels)
-        means = [(float(loss) / images, int(right.trace()) / images) for loss, right in totals]  # the host waits
+        # The host waits.
+        means = [(float(loss) / images, int(right.trace()) / images) for loss, right in (totals[r] for r in trained)]
         passed = self._stopwatch.lap()
         ended = []
         for run, (loss, share_right) in zip(trained, means, strict=True):
@@ -213,13 +250,17 @@ class Lockstep:
     def _to_probe(self, runs: list[TrainingRun], step: int) -> Iterator[TrainingRun]:
         """The runs, if the step (from 1) is one to probe. What a probe takes is not training time."""
         if self._probe_every and step % self._probe_every == 0:
-            self.device.synchronize()  # the host waits, before each probe
+            self.synchronize()  # the host waits, before each probe
             self._share_time(runs)
-            yield from runs
+            for run in runs:
+                use(run.threads)
+                run.count_steps(step - 1)
+                yield run
             self._stopwatch.lap()
 
     def _read(self, runs: list[TrainingRun], step: int) -> None:
         """Reads the losses of the epoch so far: shares the time among the runs, moves the bar, ends diverged runs."""
+        self.side_by_side.wait()
         losses = torch.stack([run.losses[:step] for run in runs]).cpu().numpy()  # the host waits
         self._share_time(runs)
         seen = min(step * self.loader.batch_size, len(self.loader.images))
@@ -231,19 +272,22 @@ class Lockstep:
             if not finite.all():
                 self._diverged(run, int(np.argmin(finite)), "training loss")
 
-    def _test(self, run: TrainingRun, group: list[TrainingRun]) -> tuple[Tensor, Tensor]:
-        """Sum of the test losses and confusion matrix, on the device. Stops between batches if a signal has come."""
+    def _test(self, run: TrainingRun, totals: dict[TrainingRun, tuple[Tensor, Tensor]]) -> None:
+        """Puts the sum of the test losses and the confusion matrix, on the device, into `totals`.
+
+        Stops between batches if a signal has come, and then puts nothing there.
+        """
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             for batch in self.loader.test_batches():
                 if self._stop.received is not None:
-                    self._save(group)
+                    raise _EvaluationStopped
                 yield batch
 
         run.model.eval()
-        result = evaluate(run.forward, batches())
+        with suppress(_EvaluationStopped):
+            totals[run] = evaluate(run.forward, batches())
         run.model.train()
-        return result
 
     def _diverged(self, run: TrainingRun, index: int, which: str) -> None:
         """Ends a run at the step of the epoch (from 0) whose loss is not finite."""
@@ -253,6 +297,7 @@ class Lockstep:
         self._stopwatch.lap()
 
     def _finish(self, run: TrainingRun, diverged_at_step: int | None = None) -> None:
+        use(self.device.threads)
         summary = run.finish(matmul_rate(self.device), diverged_at_step)
         self._console.say(run.prefix + result_text(summary))
 
@@ -274,7 +319,7 @@ class Lockstep:
             self._first_step = time.monotonic()
         if self._taken != ESTIMATE_AFTER:
             return
-        self.device.synchronize()  # the host waits, once
+        self.synchronize()  # the host waits, once
         seconds_per_step = (time.monotonic() - self._first_step) / (ESTIMATE_AFTER - 1)
         steps = (
             self.loader.steps * (self._target - epoch + 1)

@@ -22,22 +22,28 @@ from cifar_lab.training.position import Position
 class TrainingRun:
     """One network in training: model, optimizer, position, and the folder that it is recorded in."""
 
-    def __init__(self, description: Description, label: str, recorder: Recorder, loader: Loader) -> None:
-        """description: what `networks.describe` says of the network. label: tells the run from others of its group."""
+    def __init__(
+        self, description: Description, label: str, recorder: Recorder, loader: Loader, threads: int
+    ) -> None:  # fmt: skip
+        """description: what `networks.describe` says of the network. label: tells the run from others of its group.
+        threads: of the CPU, that compute it."""
         self.config = recorder.config
         self.label = label
         self.recorder = recorder
         self.description = description
         self._loader = loader
         self._device = loader.device
+        self.threads = threads
         with torch.random.fork_rng(devices=[]):
             # Drawn on the CPU, so that the weights do not depend on the device.
             torch.manual_seed(stream_seed(self.config.seed, INITIALIZATION))
             model = build(self.config)
         self.model = loader.device.place(model).train()
         dropouts = [module for module in self.model.modules() if isinstance(module, StepDropout)]
+        # A CUDA graph advances one counter for all runs; on a CPU they are at steps of their own.
+        self._step = loader.step.clone() if loader.device.torch.type == "cpu" else loader.step
         for i, dropout in enumerate(dropouts):
-            dropout.follow(loader.step, stream_seed(self.config.seed, DROPOUT) + (i << 24))
+            dropout.follow(self._step, stream_seed(self.config.seed, DROPOUT) + (i << 24))
         self.optimizer = build_optimizer(self.config, self.model.parameters(), loader.device.torch)
         self.position = Position(loader.steps)
         self.ended = False
@@ -55,6 +61,11 @@ class TrainingRun:
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, 32, 32) to logits (B, classes), fp32, computed in the device's precision."""
         return self._device.forward(self.model, images)
+
+    def count_steps(self, taken: int) -> None:
+        """Tells the network how many steps were taken before the next one, where the loader's counter does not."""
+        if self._step is not self._loader.step:
+            self._step.fill_(taken)
 
     @property
     def prefix(self) -> str:

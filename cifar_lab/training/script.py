@@ -4,7 +4,7 @@ import ast
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +16,13 @@ from cifar_lab.networks import ROOT, Description, NetworkError, build, describe,
 from cifar_lab.run_folder.checkpoint import CheckpointError, load_model
 from cifar_lab.run_folder.schema import RunFileError, read_config
 from cifar_lab.run_folder.writer import Busy, FolderError, Recorder, environment
-from cifar_lab.settings import PUBLISHED, RunConfig, Settings, fail, number, parse
+from cifar_lab.settings import PUBLISHED, RunConfig, Settings, fail, number, parse, run_folder
 from cifar_lab.training.console import Console, Stopped, StopSignals, counted
 from cifar_lab.training.device import Device, DeviceError, choose
 from cifar_lab.training.group import Lockstep
 from cifar_lab.training.loader import Loader
 from cifar_lab.training.run import TrainingRun
+from cifar_lab.training.threads import share
 
 
 def settings_of(cls: type[Settings], file: str | Path, argv: list[str]) -> Settings:
@@ -42,7 +43,7 @@ def groups(cls: type[Settings], file: str | Path, argv: list[str]) -> Iterator[L
     if settings.evaluate:
         evaluate_folder(settings)
         return
-    device = choose(settings)
+    device = choose(settings, begun_in(settings))
     _check_results(Path(settings.results))
     description = description_of(settings)
     opened = {seed: recorders(settings, description, seed, device) for seed in settings.seed}
@@ -62,11 +63,12 @@ def groups(cls: type[Settings], file: str | Path, argv: list[str]) -> Iterator[L
             later = len(settings.seed) - 1 - i
             with open_group(settings, description, opened[seed], device, data, console, stop, later) as group:
                 if group.runs:
-                    first = group.runs[0]
+                    first, workers = group.runs[0], group.side_by_side.workers
+                    at_a_time = f", {workers} runs at a time" if workers > 1 else ""
                     console.say(
                         f"{first.config.model}: {counted(len(group.runs), 'run')} of "
                         f"{counted(settings.epochs, 'epoch')}, {counted(group.loader.steps, 'step')} each, "
-                        f"seed {seed}, {device.describe()}, {device.precision}"
+                        f"seed {seed}, {device.describe()}{at_a_time}, {device.precision}"
                     )
                     names = ", ".join(run.recorder.folder.name for run in group.runs)
                     console.say(f"into {first.recorder.folder.parent}: {names}")
@@ -92,8 +94,31 @@ def recorders(settings: Settings, description: Description, seed: int, device: D
         "script": network.script.name, "label": network.label, "colour": network.colour, "options": options,
         "fingerprint": description.fingerprint,
     }  # fmt: skip
-    configs = [replace(c, device=device.torch.type, precision=device.precision) for c in settings.runs(seed)]
-    return [Recorder(settings.results, settings.preset, config, about) for config in configs]
+    opened = []
+    for config in settings.runs(seed):
+        # A complete run is left as it is, in whichever precision auto trained it.
+        precision = device.precision if settings.precision != "auto" else _trained_in(settings, config, complete=True)
+        config = replace(config, device=device.torch.type, precision=precision or device.precision)
+        opened.append(Recorder(settings.results, settings.preset, config, about, device.usual))
+    return opened
+
+
+def begun_in(settings: Settings) -> str | None:
+    """The precision in which the unfinished runs of a command line began; None if they are new, or began in several."""
+    configs = [config for seed in settings.seed for config in settings.runs(seed)]
+    precisions = {_trained_in(settings, config, complete=False) for config in configs} - {None}
+    return precisions.pop() if len(precisions) == 1 else None
+
+
+def _trained_in(settings: Settings, config: RunConfig, *, complete: bool) -> str | None:
+    """The precision of the run that is in a folder, if there is one and it is complete, or is not."""
+    folder = run_folder(settings.results, settings.preset, config)
+    with suppress(RunFileError):  # said later, with what to do
+        found = read_config(folder)
+        ended = (folder / "summary.json").exists() and found["epochs"] >= settings.epochs
+        if not settings.fresh and ended == complete:
+            return found["settings"]["precision"]
+    return None
 
 
 @contextmanager
@@ -111,26 +136,35 @@ def open_group(
         test_size=settings.test_size, augmented=settings.augment,
     )  # fmt: skip
     described = environment(device.describe(), device.precision, data.sha256) | {
-        "channels_last": device.channels_last, "cuda_graph": device.cuda_graph, "deterministic": settings.deterministic,
+        "usual_precision": device.usual, "channels_last": device.channels_last, "cuda_graph": device.cuda_graph,
+        "deterministic": settings.deterministic,
     }  # fmt: skip
     with ExitStack() as held:
         for recorder in opened:
             recorder.acquire()
             held.callback(recorder.release)
+            if not settings.fresh:
+                recorder.existing(data.sha256)  # once more: another process may have begun the run meanwhile
+        labels = zip(opened, _labels([r.config for r in opened]), strict=True)
+        todo = [(recorder, label) for recorder, label in labels if not _is_complete(recorder, settings, console)]
         runs = []
-        for recorder, label in zip(opened, _labels([r.config for r in opened]), strict=True):
-            if _is_complete(recorder, settings, console):
-                continue
-            run = TrainingRun(description, label, recorder, loader)
+        for recorder, label in todo:
+            usual = share(device.threads, len(todo)) if device.torch.type == "cpu" else device.threads
+            threads = recorder.begun["threads"] or usual
+            if threads != usual:
+                console.say(f"{recorder.folder}: continues with the {counted(threads, 'thread')} that it began with")
+            run = TrainingRun(description, label, recorder, loader, threads)
             if run.resume(console.say):
                 console.say(f"{recorder.folder}: continues after epoch {run.position.epochs}, step {run.position.step}")
-            recorder.start(settings.epochs, described)
+            recorder.start(settings.epochs, described | {"threads": threads})
             runs.append(run)
-        held.callback(console.close)
-        yield Lockstep(
+        group = Lockstep(
             runs, loader, console, stop, epochs=settings.epochs, checkpoint_seconds=settings.checkpoint_seconds,
             probe_every=settings.probe_every, later_groups=later_groups,
         )  # fmt: skip
+        held.callback(console.close)
+        held.callback(group.side_by_side.close)
+        yield group
 
 
 def _labels(configs: list[RunConfig]) -> list[str]:
@@ -193,7 +227,7 @@ def evaluate_folder(settings: Settings) -> None:
         )
     script = settings.networks[config.model].script
     model, state = load_model(folder, script)
-    device = choose(settings)
+    device = choose(settings, config.precision if config.device == "cpu" else None)
     test_size = min(config.test_size, settings.test_size)
     data = load_data(replace(settings, train_size=2, test_size=test_size))
     loader = Loader(data, device, seed=0, batch_size=2, train_size=2, test_size=test_size, augmented=False)
