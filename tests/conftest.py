@@ -14,8 +14,8 @@ from cifar_lab.training import device
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_precision():
-    """On the CPU `--precision auto` is fp32 in this process, so that numbers do not depend on the processor."""
-    with mock.patch.object(device, "bf16_pays", return_value=False):
+    """The processor has no bf16 as far as this process can tell, so that numbers and names do not depend on it."""
+    with mock.patch.object(device, "has_bf16", return_value=False):
         yield
 
 

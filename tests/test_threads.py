@@ -183,6 +183,7 @@ def test_the_number_of_threads_is_kept(synthetic_data):
 
 
 def test_bf16_needs_hardware_and_a_faster_convolution(monkeypatch):
+    monkeypatch.setattr(device, "has_bf16", has_bf16)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_bf16": False, "avx2": True})
     assert not has_bf16()
     bf16_pays.cache_clear()

@@ -156,7 +156,7 @@ def ready() -> None:
     """Leaves out of a training what takes time and does not matter here."""
     torch.set_num_threads(1)
     group.matmul_rate = lambda device: 1e12
-    device.bf16_pays = lambda threads: False  # numbers do not depend on the processor
+    device.has_bf16 = lambda: False  # numbers and names do not depend on the processor
 
 
 def with_small_network() -> None:
