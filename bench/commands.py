@@ -181,6 +181,11 @@ def markdown(about: dict, rows: list[dict]) -> str:
     )
 
 
+def _without_folder(word: str) -> str:
+    """A word of the command; of a path only its last part, which says enough elsewhere."""
+    return f"../{Path(word).name}" if Path(word).is_absolute() else word
+
+
 def main(argv: list[str]) -> int:
     p = program.parser("bench.commands", __doc__)
     p.add_argument("--models", nargs="+", default=list(ours.MODELS), type=choice(*ours.MODELS))
@@ -199,7 +204,7 @@ def main(argv: list[str]) -> int:
     named = variants(args)
     commits = {name: commit_of(checkout) for name, (checkout, _) in named.items()}
     about = output.described(device, data.name) | {
-        "command": shlex.join(["python", "-m", "bench.commands", *argv]),
+        "command": shlex.join(["python", "-m", "bench.commands", *map(_without_folder, argv)]),
         "variants": ", ".join(f"{name} at {commit}" for name, commit in commits.items()),
     }
     records: list[dict] = []
