@@ -32,6 +32,7 @@ from cifar_lab.training.script import description_of
 MODES = {"alone": ours.ALONE, "four": ours.FOUR}
 BESIDE = ("nothing", "training", "busy")
 BUSY = 2  # single-threaded processes
+BUSILY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
 IMAGES = {0.125: 10_000, 0.25: 5_000, 0.5: 2_000, 1.0: 600}  # of an epoch, about a second
 PATIENCE = 60.0  # seconds for an epoch; a command that needs more is as fast as if it ended one just then
 
@@ -96,7 +97,7 @@ def measure(args: Namespace, checkout: Path, env: dict[str, str], model: str, wi
     chosen = MODES[mode]
     words = ours.command(model, chosen, "--width", width, "--batch-size", 100, *args.flags)
     runs, images = chosen.stop - chosen.start, IMAGES[width]
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(BUSY * (beside == "busy"))]
+    others = [subprocess.Popen([sys.executable, "-c", BUSILY]) for _ in range(BUSY * (beside == "busy"))]
     commands = []
     try:
         for _ in range(2 if beside == "training" else 1):
