@@ -77,10 +77,8 @@ class Command:
     def stop(self) -> int:
         """Ends it; returns the most memory that it had, in bytes (Linux)."""
         peak = 0
-        status = Path(f"/proc/{self._process.pid}/status")
-        if self._process.poll() is None and status.exists():
-            lines = status.read_text(encoding="ascii").splitlines()
-            peak = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+        if self._process.poll() is None and sys.platform == "linux":
+            peak = timing.resident_bytes("VmHWM", self._process.pid)
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
         self._folder.cleanup()

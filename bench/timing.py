@@ -41,9 +41,9 @@ def walk(
     return Timing(taken, images, time.perf_counter() - start)
 
 
-def resident_bytes(field: str = "VmRSS") -> int:
-    """A field of /proc/self/status: VmRSS, the process's resident set now, or VmHWM, its peak. Linux only."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
+def resident_bytes(field: str = "VmRSS", process: int | str = "self") -> int:
+    """A field of /proc/<process>/status: VmRSS, its resident set now, or VmHWM, its peak. Linux only."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{field}:"))
 
 

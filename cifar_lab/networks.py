@@ -294,9 +294,7 @@ class Branches(nn.ModuleList):
 
 def _begin_together(branches: list[nn.Module], x: Tensor) -> list[Callable[[], Tensor]]:
     """The branches, each with its input; first 1x1 convolutions are already computed, all in one."""
-    firsts = [branch[0] if type(branch) is nn.Sequential and _is_1x1(branch[0]) else None for branch in branches]
-    firsts = [None if first and (_has_hooks(branch) or _has_hooks(first)) else first
-              for branch, first in zip(branches, firsts, strict=True)]  # fmt: skip
+    firsts = [branch[0] if _begins_with_1x1(branch) else None for branch in branches]
     together = [first for first in firsts if first is not None]
     if len(together) < 2:
         return [partial(branch, x) for branch in branches]
@@ -316,15 +314,14 @@ def _begin_together(branches: list[nn.Module], x: Tensor) -> list[Callable[[], T
     ]
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
-
-
-def _is_1x1(layer: nn.Module) -> bool:
-    """Whether a layer is a plain 1x1 convolution of all its input, with a bias."""
+def _begins_with_1x1(branch: nn.Module) -> bool:
+    """Whether a branch is plain layers without hooks, the first a 1x1 convolution of all its input, with a bias."""
+    if type(branch) is not nn.Sequential or not branch or type(layer := branch[0]) is not nn.Conv2d:
+        return False
+    hooks = [(m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
+             for m in (branch, layer)]  # fmt: skip
     return (
-        type(layer) is nn.Conv2d and "weight" in layer._parameters
+        not any(map(any, hooks)) and "weight" in layer._parameters  # not computed from others, by pruning for example
         and layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0)
         and layer.groups == 1 and layer.bias is not None
     )  # fmt: skip

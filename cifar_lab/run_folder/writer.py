@@ -68,12 +68,12 @@ class Recorder:
     """One run's folder, held by this process from `acquire` to `release`."""
 
     def __init__(
-        self, results: str | Path, preset: str, config: RunConfig, network: dict, usual_precision: str = ""
+        self, results: str | Path, preset: str, config: RunConfig, network: dict, usual_precision: str | None = None
     ) -> None:
         """network: what config.json says of it: script, label, colour, options, fingerprint. usual_precision: the one
         that the folder's name leaves out."""
         self.folder = folder = run_folder(results, preset, config, usual_precision)
-        self.begun: dict = {"threads": None}  # the environment in which an existing run began
+        self.threads: int | None = None  # that an existing run began with
         self.config = config
         self.preset = preset
         self._network = network
@@ -107,7 +107,7 @@ class Recorder:
             raise FolderError(
                 f"{self.folder}: holds a run with other settings ({', '.join(differ)}); --fresh moves it aside"
             )
-        self.begun = found["environment"]
+        self.threads = found["environment"]["threads"]
         return found
 
     def summary(self) -> dict | None:

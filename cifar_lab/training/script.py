@@ -4,7 +4,7 @@ import ast
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,13 +112,15 @@ def begun_in(settings: Settings) -> str | None:
 
 def _trained_in(settings: Settings, config: RunConfig, *, complete: bool) -> str | None:
     """The precision of the run that is in a folder, if there is one and it is complete, or is not."""
+    if settings.fresh:
+        return None
     folder = run_folder(settings.results, settings.preset, config)
-    with suppress(RunFileError):  # said later, with what to do
+    try:
         found = read_config(folder)
-        ended = (folder / "summary.json").exists() and found["epochs"] >= settings.epochs
-        if not settings.fresh and ended == complete:
-            return found["settings"]["precision"]
-    return None
+    except RunFileError:  # said later, with what to do
+        return None
+    ended = (folder / "summary.json").exists() and found["epochs"] >= settings.epochs
+    return found["settings"]["precision"] if ended == complete else None
 
 
 @contextmanager
@@ -147,10 +149,10 @@ def open_group(
                 recorder.existing(data.sha256)  # once more: another process may have begun the run meanwhile
         labels = zip(opened, _labels([r.config for r in opened]), strict=True)
         todo = [(recorder, label) for recorder, label in labels if not _is_complete(recorder, settings, console)]
+        usual = share(device.threads, len(todo)) if todo and device.torch.type == "cpu" else device.threads
         runs = []
         for recorder, label in todo:
-            usual = share(device.threads, len(todo)) if device.torch.type == "cpu" else device.threads
-            threads = recorder.begun["threads"] or usual
+            threads = recorder.threads or usual
             if threads != usual:
                 console.say(f"{recorder.folder}: continues with the {counted(threads, 'thread')} that it began with")
             run = TrainingRun(description, label, recorder, loader, threads)
