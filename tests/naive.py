@@ -10,7 +10,10 @@ from itertools import pairwise
 import numpy as np
 
 # Two-sided 95% quantile of Student's t by the number of values: 12.7062 for one degree of freedom, and so on.
-T_95 = {2: 12.7062, 3: 4.3027, 4: 3.1824}
+T_95 = {2: 12.7062, 3: 4.3027, 4: 3.1824, 5: 2.7764, 6: 2.5706, 7: 2.4469, 8: 2.3646, 9: 2.3060}
+# Exact 95% limits of a share by successes and trials (Clopper & Pearson 1934, from tables of the F distribution).
+EXACT_95 = {(0, 1): (0, 0.975), (1, 1): (0.025, 1), (0, 3): (0, 0.7076), (3, 3): (0.2924, 1), (0, 9): (0, 0.3363),
+            (3, 9): (0.0749, 0.7007), (6, 9): (0.2993, 0.9251), (9, 9): (0.6637, 1)}  # fmt: skip
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -31,6 +34,18 @@ def last_epochs(epochs: int) -> int:
 def final(accuracy: Sequence[float]) -> float:
     count = last_epochs(len(accuracy))
     return sum(accuracy[-count:]) / count
+
+
+def geometric(values: Sequence[float]) -> tuple[float, float, float]:
+    """Geometric mean, and the ends of its interval: those of the logarithms' mean, exponentiated."""
+    logs = [math.log(x) for x in values]
+    ends = interval(logs) if len(logs) > 1 else (math.nan, math.nan)
+    return (math.exp(sum(logs) / len(logs)), *map(math.exp, ends))
+
+
+def pooled_fluctuation(accuracies: Sequence[Sequence[float]], shared: int) -> float:
+    """Of runs of one length, which have equally many differences: the root of the mean variance."""
+    return math.sqrt(sum(fluctuation(accuracy, shared) ** 2 for accuracy in accuracies) / len(accuracies))
 
 
 def fluctuation(accuracy: Sequence[float], shared: int) -> float:
@@ -67,6 +82,34 @@ def running_median(curve: Sequence[float], width: int) -> np.ndarray:
     """Centred; beyond the ends the first and the last value are repeated."""
     positions = np.arange(len(curve))[:, None] + np.arange(-(width // 2), width // 2 + 1)
     return np.median(np.asarray(curve)[positions.clip(0, len(curve) - 1)], axis=1)
+
+
+def running_mean(curve: Sequence[float], width: int) -> np.ndarray:
+    """Centred; beyond the ends the first and the last value are repeated."""
+    positions = np.arange(len(curve))[:, None] + np.arange(-(width // 2), width // 2 + 1)
+    return np.asarray(curve)[positions.clip(0, len(curve) - 1)].mean(axis=1)
+
+
+def times_to_levels(curve: Sequence[float], width: int, levels: Sequence[float]) -> list[float]:
+    """For each level the first step whose running median is under it; infinite: not reached."""
+    medians = running_median(curve, width)
+    return [next((t for t, x in enumerate(medians, start=1) if x < level), math.inf) for level in levels]
+
+
+def last_wider_step(bn: Sequence[Sequence[float]], plain: Sequence[Sequence[float]]) -> int:
+    """The last step up to which BN's widths add up to no less than the plain ones; both bands have two runs."""
+    sums, last = [0.0, 0.0], 0
+    for t, pair in enumerate(zip(bn, plain, strict=True), start=1):
+        sums = [total + max(losses) - min(losses) for total, losses in zip(sums, pair, strict=True)]
+        last = t if sums[0] >= sums[1] else last
+    return last
+
+
+def excursions(at_each_step: Sequence[Sequence[float]], width: int) -> int:
+    """Starts of stretches in which the upper curve's median over 21 steps is above its long median plus 0.3."""
+    upper = [max(losses) for losses in at_each_step if losses]
+    high = running_median(upper, min(21, width)) > running_median(upper, width) + 0.3
+    return sum(now and not before for before, now in pairwise([False, *high]))
 
 
 def band(losses: Sequence[Sequence[float]], steps: int) -> list[list[float]]:

@@ -48,7 +48,7 @@ def test_it_trains_at_each_learning_rate(project):
         assert summary["parameters"] == 11_173_962  # He et al.'s, with a 3x3 stem without bias and ten classes
         network = json.loads((folder / "config.json").read_text())["network"]
         assert (network["script"], network["label"], network["options"]) == ("MyResNet.py", "ResNet-18", {})
-        assert len((folder / "probes.csv").read_text().splitlines()) == 1 + 8
+        assert len((folder / "probes.csv").read_text().splitlines()) == 1 + 10
 
 
 def test_it_is_evaluated_and_has_a_surface(project, synthetic_data):

@@ -244,7 +244,7 @@ def test_one_forward_and_backward_pass_a_step_size():
     model.register_forward_hook(lambda *_: calls.append("forward"))
     model[8].register_full_backward_hook(lambda *_: calls.append("backward"))
     probe(model, *batch(), etas(0.1))
-    assert calls == ["forward", "backward"] * 9  # g, then one for each of eight
+    assert calls == ["forward", "backward"] * 11  # g, then one for each of ten
 
 
 @pytest.mark.parametrize("count", [2, 9])
@@ -324,13 +324,13 @@ def test_a_probe_at_the_learning_rate_is_where_training_goes_next(synthetic_data
             weights[lr].append(torch.cat([p.flatten() for p in parameters]).double())
     for lr, folder in folders.items():
         probes, losses = rows(folder / "probes.csv"), [row["loss"] for row in rows(folder / "steps.csv")]
-        grid = [0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+        grid = [0.01, 0.1, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
         assert [row["step"] for row in probes] == [t for t in (1, 2, 3) for _ in grid]
         assert [row["eta"] for row in probes] == pytest.approx([lr * factor for factor in grid] * 3, rel=1e-12)
-        assert [row["loss"] for row in probes[1::8]][:2] == pytest.approx(losses[1:], rel=2e-6)
+        assert [row["loss"] for row in probes[3::10]][:2] == pytest.approx(losses[1:], rel=2e-6)
         first, second, third = weights[lr]
         g, h = (first - second) / lr, (second - third) / lr  # at the second step, and at the third
-        at_lr = probes[8 + 1]
+        at_lr = probes[10 + 3]
         assert at_lr["grad_norm"] == pytest.approx(g.norm().item(), rel=1e-5)
         assert at_lr["grad_change"] == pytest.approx((h - g).norm().item(), rel=0.02)
         assert at_lr["grad_cosine"] == pytest.approx((h @ g / h.norm() / g.norm()).item(), rel=0.02)
@@ -349,7 +349,7 @@ def test_a_probe_sees_the_steps_own_batch_without_the_l2_term(synthetic_data, re
         (folder,) = train_vgg(results / decay, synthetic_data, *tiny).values()
         probed[decay] = rows(folder / "probes.csv")
         losses = [row["loss"] for row in rows(folder / "steps.csv")]
-        assert [row["step"] for row in probed[decay]] == [t for t in (2, 4, 6) for _ in range(8)]
+        assert [row["step"] for row in probed[decay]] == [t for t in (2, 4, 6) for _ in range(10)]
         own = [losses[int(row["step"]) - 1] for row in probed[decay]]
         assert [row["loss"] for row in probed[decay]] == pytest.approx(own, rel=4e-6)
         assert min(abs(losses[i] - losses[j]) for i in (1, 3, 5) for j in range(6) if i != j) > 1e-3

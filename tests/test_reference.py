@@ -173,17 +173,17 @@ def test_an_optimizer_takes_the_steps_of_its_paper(name, momentum):
 
 
 def test_probes_are_taken_before_the_update(data, tmp_path):
-    """The second step size is the learning rate, and the batch is the whole data set: the loss there comes next."""
+    """The fourth step size is the learning rate, and the batch is the whole data set: the loss there comes next."""
     flags = "--optimizer sgd --weight-decay 0 --no-augment --probe-every 1 --lrs 0.02 0.05 --seed 0"
     sizes = SIZES | {"train_size": 60, "batch_size": 60, "test_size": 30, "epochs": 6}
     folders = run(f"MyVGG.py {flags}", data, tmp_path, **sizes)
     assert len(folders) == 2
     for (_, _, lr, _), folder in folders.items():
         losses, probes = table(folder / "steps.csv")["loss"], table(folder / "probes.csv")
-        assert probes["step"].reshape(6, 8).tolist() == [[step] * 8 for step in range(1, 7)]
-        at_lr = probes["eta"].reshape(6, 8)[:, 1]
+        assert probes["step"].reshape(6, 10).tolist() == [[step] * 10 for step in range(1, 7)]
+        at_lr = probes["eta"].reshape(6, 10)[:, 3]
         assert at_lr == pytest.approx([lr] * 6, rel=1e-6)
-        ahead = probes["loss"].reshape(6, 8)[:, 1]
+        ahead = probes["loss"].reshape(6, 10)[:, 3]
         assert np.abs(ahead[:-1] - losses[1:]).max() <= 2e-6  # the largest difference seen is 3e-7
         assert np.abs(np.diff(losses)).min() > 1e-4  # a step earlier or later would be seen
 
@@ -196,6 +196,6 @@ def test_probes_are_taken_on_the_steps_own_batch(data, tmp_path):
     settings = {"model": "vgg_a_bn", "lr": 0.001, "optimizer": "sgd", "weight_decay": 0.5, "seed": 1}
     norms = train(dict(np.load(data / "cifar10.npz")), Settings(**sizes | settings)).gradient_norms
     probes = table(folder / "probes.csv")
-    assert probes["step"].tolist() == [2] * 8 + [4] * 8
-    assert probes["grad_norm"] == pytest.approx([norms[1]] * 8 + [norms[3]] * 8, rel=1e-3)
+    assert probes["step"].tolist() == [2] * 10 + [4] * 10
+    assert probes["grad_norm"] == pytest.approx([norms[1]] * 10 + [norms[3]] * 10, rel=1e-3)
     assert np.abs(np.diff(norms) / norms[1:]).min() > 1e-2  # another step's would be seen
