@@ -16,7 +16,18 @@ from cifar_lab.figures import kinds
 from cifar_lab.figures.band import draw_band
 from cifar_lab.figures.style import Look, plt
 from cifar_lab.measures import probes
-from cifar_lab.measures.band import band, compare_bands, default_window, running_median, settled_step, spikes
+from cifar_lab.measures.band import (
+    band,
+    band_steps,
+    compare_bands,
+    default_window,
+    excursions,
+    running_median,
+    settled_step,
+    spikes,
+    times_to_levels,
+    width_ratio,
+)
 from cifar_lab.run_folder.reader import read_runs
 
 ROOT = Path(landscape.__file__).parent
@@ -146,6 +157,57 @@ def test_compare_bands():
     assert nothing["steps"] == 0 and np.isnan(nothing["width_ratio"])
 
 
+@pytest.mark.parametrize(
+    ("run_steps", "steps"),
+    [(100_000, 50_000), (20_002, 10_001), (12_000, 10_000), (10_000, 10_000), (9_999, 4_999), (250, 125), (1, 1)],
+)
+def test_the_band_is_the_first_half_of_a_run_and_10000_steps_where_it_has_them(run_steps, steps):
+    assert band_steps(run_steps) == steps
+
+
+def test_the_ratio_up_to_each_step():
+    plain = band([[1.0, 1.0, 1.0, 1.0], [2.0, 3.0, 2.0, 2.0]], steps=4)  # widths 1, 2, 1, 1
+    bn = band([[1.0, 1.0, 1.0, 1.0], [4.0, 2.0, 1.5]], steps=4)  # widths 3, 1, 0.5 and none
+    np.testing.assert_allclose(width_ratio(bn, plain), [3, 4 / 3, 4.5 / 4, 4.5 / 4])
+    assert width_ratio(bn, plain)[-1] == pytest.approx(compare_bands(bn, plain)["width_ratio"])
+    flat = band([[1.0, 1.0], [1.0, 2.0]], steps=2)
+    np.testing.assert_array_equal(width_ratio(bn, flat), [np.nan, 4])
+
+
+def test_the_width_without_batch_noise_is_that_of_running_means():
+    """Means over three steps, the ends repeated: 2, 3, 6, 8 and 1, 1, 1, 1. The raw width is 0 at the second step."""
+    losses = [[2.0, 2.0, 5.0, 11.0, 8.0], [1.0] * 5]
+    smooth = band(losses, steps=5, run_steps=15, batch_noise=False)
+    assert smooth.window == 3
+    np.testing.assert_allclose(smooth.width, [1, 2, 5, 7, 8])  # means 2, 3, 6, 8, 9
+    gone = band([[2.0, 2.0, 5.0, np.inf, 8.0], [1.0] * 5], steps=5, run_steps=15, batch_noise=False)
+    np.testing.assert_allclose(gone.upper, [2, 3, 4, 1, 1])  # what is after the end of a run is in no mean
+
+
+def test_an_excursion_is_one_however_long_and_a_single_bad_batch_is_none():
+    loss = np.full(3000, 0.5)
+    loss[[200, 210, 1500]] = 30.0  # three of 21 steps at most
+    assert excursions(band([loss], 3000)) == 0
+    loss[400:411] = 0.81  # 11 of 21 steps
+    assert excursions(band([loss], 3000)) == 1
+    loss[2000:2100] = 2.0  # however long
+    assert excursions(band([loss, loss / 2], 3000)) == 2
+    loss[2600:2610] = 9.0  # 10 of 21 steps are not most of them
+    assert excursions(band([loss], 3000)) == 2
+    loss[2600:2700] = 0.79  # less than 0.3 above the median
+    assert excursions(band([loss], 3000)) == 2
+
+
+def test_time_to_a_level_is_the_first_step_whose_median_is_under_it():
+    loss = np.array([2.0, 2.0, 0.4, 2.0, 0.9, 0.8, 2.0, 0.9, 1.0, 1.0])
+    assert times_to_levels(loss, (3.0, 1.0, 0.4), window=1) == [1, 3, None]  # 0.4 itself is not under 0.4
+    assert times_to_levels(loss, (1.0, 0.85), window=3) == [
+        4,
+        None,
+    ]  # medians from the first step on: 2, 2, 2, 0.9, ...
+    assert times_to_levels([2.0, np.nan, 0.1, 0.1], (1.0,), window=1) == [None]
+
+
 def test_equal_widths_are_not_narrower():
     plain = band([[1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.5, 2.0]], steps=4)
     assert compare_bands(band([[1.0, 1.0, 1.0, 1.0], [2.0, 1.5, 2.0, 2.5]], steps=4), plain)["narrower_share"] == 0.5
@@ -250,9 +312,29 @@ def test_probe_ranges_of_what_is_not_finite_or_not_whole():
         probes.probe_ranges(columns([rows[0], rows[2], rows[2]]))
 
 
-def test_etas_are_eight_from_half_to_four_times_the_learning_rate():
+def test_etas_are_eight_from_half_to_four_times_the_learning_rate_and_two_far_below():
     grid = probes.etas(0.1)
-    np.testing.assert_allclose(grid, [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4])
+    np.testing.assert_allclose(grid, [0.001, 0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4])
+
+
+def test_ranges_are_over_the_papers_step_sizes_alone():
+    """Those down to an eighth of the largest; the smallest of all gives the curvature."""
+    old = [(10, eta, eta, 2, eta, 1 - eta, 5 * eta) for eta in (0.05, 0.1, 0.4)]
+    small = [(10, eta, 99, 2, 99, -99, beta) for eta, beta in ((0.001, 77), (0.01, 66), (0.0499, 55))]
+    with_small, without = (probes.probe_ranges(columns(rows)) for rows in (small + old, old))
+    for quantity in ("loss", "change", "relative", "cosine", "beta"):
+        np.testing.assert_array_equal(getattr(with_small, quantity), getattr(without, quantity))
+    np.testing.assert_allclose(without.loss, [[0.05, 0.4]])
+    np.testing.assert_array_equal(with_small.curvature, [77])
+    assert np.isnan(without.curvature).all()
+
+
+def test_medians_at_matched_losses():
+    values = [np.array([1.0, 2.0, 9.0, 4.0, np.nan]), np.array([5.0, 7.0])]
+    losses = [np.array([0.1, 0.05, 0.2, 0.19, 0.1]), np.array([0.3, 0.5])]
+    medians, counts = probes.matched_medians(values, losses, (0.05, 0.2, 0.5))
+    np.testing.assert_array_equal(medians, [[2, 9], [np.nan, 5]])  # an interval has its lower end, not its upper one
+    np.testing.assert_array_equal(counts, [[3, 1], [0, 1]])
 
 
 # --- Figures and command line -----------------------------------------------------------------------------------------
@@ -287,7 +369,7 @@ def test_the_words_of_the_probes_figures_lie_inside_the_page(tmp_path, monkeypat
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **o: (kept.append(self), save(self, *a, **o)))
     landscape_figures(tmp_path, "paper")
-    assert len(kept) == 2 * 3  # each as PNG and SVG
+    assert len(kept) == 2 * 4  # each as PNG and SVG
     for figure in kept[::2]:
         width, height = figure.get_size_inches() * figure.dpi
         legends = [text for legend in figure.legends for text in legend.get_texts()]

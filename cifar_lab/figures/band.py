@@ -5,25 +5,38 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from cifar_lab.experiments import BN_BAND, NETWORKS, PLAIN_BAND, command_for
 from cifar_lab.figures.style import (
+    OTHER_COLOURS,
     Figures,
     Look,
     caveats,
     looks,
     plt,
     seeds_of,
+    seeds_text,
     setting_text,
     small_print,
     wrapped,
 )  # fmt: skip
-from cifar_lab.measures.band import Band, band, compare_bands, settled_step, spikes
+from cifar_lab.measures.band import (
+    DECIDING_STEPS,
+    Band,
+    band,
+    band_steps,
+    compare_bands,
+    settled_step,
+    spikes,
+    width_ratio,
+)
 from cifar_lab.run_folder.reader import Run, report_runs
 from cifar_lab.settings import PAPER_PRESETS, number
 
 BANDS = {"vgg_a": PLAIN_BAND, "vgg_a_bn": BN_BAND}  # of the report's figure: network, names of its runs
 LOSS_SHOWN = 3.0  # nats: the band's axis ends there; a uniform guess among ten classes has a loss of 2.3
+RATIO_FROM = 10  # steps: the ratio up to earlier ones is that of a few batches
 DENSE = 2_000  # steps from which on a band's edges are drawn thin
 
 
@@ -48,6 +61,8 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
             drawn = [by_seed for by_seed in report.values() if by_seed]
             if drawn:
                 _figure(figures, folder / f"landscape{suffix}", drawn)
+            if len(drawn) == len(BANDS):
+                _ratio_figure(figures, folder / f"landscape_ratio{suffix}", *drawn)
         others: dict[tuple[str, str], dict[int, list[Run]]] = {}
         for run in sorted(source, key=lambda run: -run.settings["lr"]):
             if run.model not in NETWORKS and len(run.losses):
@@ -100,15 +115,24 @@ def draw_band(axes: Axes, bands: Sequence[tuple[Look, Band]]) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, fontsize=8)
 
 
+def _band(group: Sequence[Run], *, batch_noise: bool = True) -> Band:
+    """The band of runs at several learning rates."""
+    planned = min(run.steps_planned for run in group)
+    return band([run.losses for run in group], band_steps(planned), planned, batch_noise=batch_noise)
+
+
+def _span(run: Run) -> str:
+    """Which part of a run its band is."""
+    steps = band_steps(run.steps_planned)
+    return "first half of the run" if steps == run.steps_planned // 2 else f"first {steps:,} steps of the run"
+
+
 def _figure(figures: Figures, stem: Path, grouped: Sequence[Mapping[int, Sequence[Run]]]) -> None:
     """One figure. grouped: for each network, by seed, a run per learning rate."""
     every = [run for by_seed in grouped for group in by_seed.values() for run in group]
     bands: dict[Look, dict[int, Band]] = {}
     for by_seed in grouped:
-        bands[looks(every)[next(iter(by_seed.values()))[0]]] = {
-            seed: band([run.losses for run in group], max(1, group[0].steps_planned // 2), group[0].steps_planned)
-            for seed, group in by_seed.items()
-        }
+        bands[looks(every)[next(iter(by_seed.values()))[0]]] = {seed: _band(group) for seed, group in by_seed.items()}
     shared = sorted(set.intersection(*(set(by_seed) for by_seed in bands.values())))
     drawn = {look: shared[0] if shared else min(by_seed) for look, by_seed in bands.items()}
 
@@ -123,7 +147,7 @@ def _figure(figures: Figures, stem: Path, grouped: Sequence[Mapping[int, Sequenc
     if any(len(area.upper) > DENSE for _, area in areas):
         notes.append(f"filled: raw; lines: running medians of both curves over {areas[0][1].window} steps")
     notes += caveats(every)
-    text = f"{setting_text(every[0])}, learning rates {', '.join(map(number, rates))}; first half of the run"
+    text = f"{setting_text(every[0])}, learning rates {', '.join(map(number, rates))}; {_span(every[0])}"
     small_print(figure, wrapped(f"{text}; {'; '.join(notes)}"))
     caption = "The learning-rate band: the largest and the smallest training loss over the learning rates"
     figures.add(figure, stem, caption + (" (published runs)" if every[0].published else ""))
@@ -158,6 +182,70 @@ def _band_table(axes: Axes, bands: Mapping[Look, Mapping[int, Band]], shared: Se
             table[row, column].set_height(1.7 if row == 0 else 1)
     if [look.model for look in bands] == ["vgg_a", "vgg_a_bn"] and shared:
         pairs = [compare_bands(*(by_seed[seed] for by_seed in reversed(bands.values()))) for seed in shared]
-        ratio, share = (np.mean([pair[key] for pair in pairs]) for key in ("width_ratio", "narrower_share"))
+        ratio = geometric_mean([pair["width_ratio"] for pair in pairs])
+        share = np.mean([pair["narrower_share"] for pair in pairs])
         text = f"BN / plain: ratio of the mean widths {ratio:.2f}; BN's band is narrower at {share:.1%} of the steps"
         axes.text(0.5, 0.0, text, transform=axes.transAxes, ha="center", va="bottom", fontsize=8)
+
+
+def geometric_mean(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Over the first axis; NaN counts for none, and 0 makes it 0."""
+    logs = np.log(np.maximum(values, np.finfo(float).tiny))
+    counted = np.isfinite(logs)
+    with np.errstate(invalid="ignore"):
+        return np.exp(np.where(counted, logs, 0).sum(axis=0) / counted.sum(axis=0))
+
+
+def _ratio_figure(
+    figures: Figures, stem: Path, plain: Mapping[int, Sequence[Run]], bn: Mapping[int, Sequence[Run]]
+) -> None:
+    """The ratio of the mean widths up to each step, with batch noise and without. By seed, a run per rate."""
+    shared = sorted(set(plain) & set(bn))
+    if not shared:
+        return
+    pairs = {
+        noise: [[_band(of[seed], batch_noise=noise) for of in (bn, plain)] for seed in shared]
+        for noise in (True, False)
+    }
+    steps = max(compare_bands(*pair)["steps"] for pair in pairs[True])
+    curves = {noise: [width_ratio(*pair) for pair in of] for noise, of in pairs.items()}
+    if steps < RATIO_FROM:
+        return
+    figure, axes = plt.subplots(figsize=(6.8, 4.0))
+    window = pairs[True][0][0].window
+    for noise, colour, style in ((True, OTHER_COLOURS[0], "-"), (False, OTHER_COLOURS[1], "--")):
+        first = RATIO_FROM if noise else max(RATIO_FROM, window // 2 + 1)  # before it the mean repeats the first loss
+        if first > steps:  # runs in progress
+            continue
+        step = np.arange(first, steps + 1)
+        each = np.stack([ratio[first - 1 : steps] for ratio in curves[noise]])
+        look = {"color": colour, "linestyle": style, "rasterized": steps > DENSE}
+        for ratio in each if len(each) > 1 else ():
+            axes.plot(step, ratio, linewidth=0.5, alpha=0.6, **look)
+        mean = geometric_mean(each)
+        label = "raw losses" if noise else f"losses averaged over {window} steps"
+        axes.plot(step, mean, linewidth=1.8, label=f"{label}: {mean[-1]:.2f} over all steps", **look)
+    axes.axhline(1, color="0.2", linewidth=0.8)
+    axes.set(xscale="log", yscale="log", xlabel="training step t", xlim=(RATIO_FROM, max(steps, RATIO_FROM + 1)))
+    axes.set_ylabel("mean width up to step t,\nBatchNorm / plain")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    where = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom", "fontsize": 8, "color": "0.35"}
+    axes.text(0.99, 1.02, "above 1: wider with BatchNorm", **where)
+    if steps >= DECIDING_STEPS:
+        axes.axvspan(DECIDING_STEPS, steps, color="0.9", zorder=0, label="steps up to which the claim is decided")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=1, borderaxespad=0.2, fontsize=8)
+    figure.suptitle("Width of the learning-rate band with BatchNorm, relative to the plain network", fontsize=11)
+    every = [run for by_seed in (plain, bn) for seed in shared for run in by_seed[seed]]
+    several = "; bold: geometric mean, thin: each seed" if len(shared) > 1 else ""
+    undecided = "" if steps >= DECIDING_STEPS else f"; the claim needs {DECIDING_STEPS:,} steps"
+    notes = [
+        setting_text(every[0]),
+        f"{_span(every[0])}, seed {seeds_text(every)}{several}{undecided}",
+        *caveats(every),
+    ]
+    small_print(figure, wrapped("; ".join(notes)))
+    caption = "The ratio of the bands' mean widths up to each step, BatchNorm / plain"
+    figures.add(figure, stem, caption + (" (published runs)" if every[0].published else ""))

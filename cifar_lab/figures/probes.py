@@ -19,7 +19,7 @@ from cifar_lab.figures.style import (
     small_print,
     wrapped,
 )  # fmt: skip
-from cifar_lab.measures.probes import ProbeRanges, probe_ranges, probe_table
+from cifar_lab.measures.probes import MATCHED_EDGES, ProbeRanges, matched_medians, probe_ranges, probe_table
 from cifar_lab.run_folder.reader import Run
 from cifar_lab.settings import PAPER_PRESETS, number
 
@@ -48,6 +48,8 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
         _paper_figure(figures, folder / f"probes-{stem}", ranges, step, print_text)
         _relative_figure(figures, folder / f"probes_relative-{stem}", ranges, step, print_text)
         _eta_figure(figures, folder / f"probes_eta-{stem}", by_look, step, print_text)
+        losses = {look: [run.losses for run in group] for look, group in by_look.items()}
+        _matched_figure(figures, folder / f"probes_matched-{stem}", ranges, losses, step, print_text)
 
 
 def _gradient_step(by_look: Mapping[Look, Sequence[Run]]) -> str:
@@ -168,5 +170,54 @@ def _eta_figure(figures: Figures, stem: Path, by_look: Mapping[Look, Sequence[Ru
         rows = [t["grad_change"][t["step"][:, 0] == at] for group in tables.values() for t in group]
         if not _log_if_wide(panel, np.concatenate(rows)):
             panel.set_ylim(bottom=0)
+        if (eta := next(iter(tables.values()))[0]["eta"][0]).max() > DECADES * eta.min():
+            panel.set_xscale("log")
     _finish(figure, axes[0], f"Change of the gradient against the step size\ntrained with {step}", wrapped(text, 130))
     figures.add(figure, stem, f"Change of the gradient against the step size, at an early and a late step ({step})")
+
+
+def _matched_figure(
+    figures: Figures, stem: Path, ranges: Mapping[Look, Sequence[ProbeRanges]],
+    losses: Mapping[Look, Sequence[np.ndarray]], step: str, text: str,
+) -> None:  # fmt: skip
+    """The probes against the loss L(w) that they start from: at equal L(w) no network is further in its training.
+
+    A dot per probe, the seeds together, and medians over intervals of L(w). losses: of the runs, at every step. A run
+    in progress may have probes at steps whose loss is not in its log yet: they are left out.
+    """
+    quantities = [
+        ("range of the loss over $\\eta$", "largest minus smallest loss (nats)", lambda r: np.diff(r.loss)[:, 0]),
+        ("largest relative change\nof the gradient over $\\eta$", RELATIVE, lambda r: r.relative[:, 1]),
+    ]
+    if any(np.isfinite(seed.curvature).any() for seeds in ranges.values() for seed in seeds):
+        label = f"{BETA} at the smallest $\\eta$"
+        quantities.append(("change of the gradient\nper distance near w", label, lambda r: r.curvature))
+    logged = {
+        look: [s.step <= len(loss) for s, loss in zip(ranges[look], losses[look], strict=True)] for look in losses
+    }
+    at = {
+        look: np.concatenate(
+            [loss[s.step[known] - 1] for s, loss, known in zip(ranges[look], of, logged[look], strict=True)]
+        )
+        for look, of in losses.items()
+    }
+    if not any(map(len, at.values())):
+        return
+    figure, axes = plt.subplots(1, len(quantities), figsize=(3.9 * len(quantities), 4.2), squeeze=False)
+    for panel, (title, label, quantity) in zip(axes[0], quantities, strict=True):
+        values = {
+            look: np.concatenate([quantity(s)[known] for s, known in zip(seeds, logged[look], strict=True)])
+            for look, seeds in ranges.items()
+        }
+        medians, _ = matched_medians(list(values.values()), list(at.values()))
+        for (look, value), of_look in zip(values.items(), medians, strict=True):
+            panel.plot(at[look], value, ".", color=look.colour, markersize=3, alpha=0.4, rasterized=True)
+            panel.stairs(of_look, MATCHED_EDGES, color=look.colour, linewidth=2, baseline=None, label=look.label)
+        for edge in MATCHED_EDGES[1:]:
+            panel.axvline(edge, color="0.85", linewidth=0.6, zorder=0)
+        panel.set(title=title, xlabel="L(w), the loss at the step (nats)", ylabel=label, xscale="log")
+        _log_if_wide(panel, np.concatenate(list(values.values())))
+    note = "dots: probes, all seeds; steps: medians over intervals of L(w)"
+    title = f"The probes at equal loss L(w)\ntrained with {step}"
+    _finish(figure, axes[0, 0], title, wrapped(f"{text}; {note}", int(17.5 * figure.get_figwidth())))
+    figures.add(figure, stem, f"The probes at equal loss: ranges against L(w), with medians ({step})")
