@@ -50,7 +50,7 @@ def with_classic(model: str, seed: int, data: Cifar10, device: str) -> float:
     for _ in range(settings.epochs):
         for _ in range(len(batches)):
             next(steps)
-        _, confusion = evaluate(network.eval(), test.test_batches())
+        _, confusion, _ = evaluate(network.eval(), test.test_batches())
         network.train()
         accuracy.append(100 * int(confusion.trace()) / int(confusion.sum()))
     return final_accuracy(accuracy)

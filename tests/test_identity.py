@@ -224,8 +224,26 @@ def test_a_run_is_not_cut_short_by_fewer_epochs(tmp_path, synthetic_data):
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["epochs"], summary["steps"]) == (2, 6)
     assert len(read_run(folder).losses) == 6
+    assert read_run(folder).right is None  # those of the third epoch are gone
     MyVGG.main([*argv, "3"])
     assert len(read_run(folder).losses) == 9 and read_run(folder).complete
+    assert read_run(folder).right.shape == (100,)
+
+
+def test_predictions_go_when_a_run_goes_on(tmp_path, synthetic_data):
+    """One epoch, then on to three, stopped after the second: that one has none, whatever the first one's were."""
+    argv = [*trainings.flags(synthetic_data, "--results", tmp_path), "--epochs"]
+    MyVGG.main([*argv, "1"])
+    (folder,) = (f.parent for f in tmp_path.rglob("config.json"))
+    first = (folder / "predictions.txt").read_text()
+    MyVGG.main([*argv, "2"])
+    at_two = (folder / "checkpoint.pt").read_bytes()
+    MyVGG.main([*argv, "3"])
+    assert (folder / "predictions.txt").read_text() != first
+    (folder / "checkpoint.pt").write_bytes(at_two)
+    (folder / "summary.json").unlink()
+    MyVGG.main([*argv, "2"])
+    assert read_run(folder).epochs_done == 2 and not (folder / "predictions.txt").exists()
 
 
 def test_a_scripts_own_flag_is_part_of_the_identity():

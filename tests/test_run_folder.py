@@ -101,6 +101,17 @@ def test_steps_csv(folder):
     assert (folder / "steps.csv").read_text() == ("step,loss\n1,0.1\n2,2.5\n3,0.33333334\n4,7e-05\n5,1.25\n6,123.5\n")
 
 
+def test_predictions_txt(folder):
+    """Of 700 images, 650 are cats and 50 dogs; a gray image is taken for a cat if it is light, else for an airplane."""
+    lines = (folder / "predictions.txt").read_text().splitlines()
+    assert [len(line) for line in lines] == [100] * 7
+    found = "".join(lines)
+    for gray, label, character in zip(GRAYS, LABELS, found, strict=True):
+        predicted = 3 if 2 * gray / 255 - 1 > 0 else 0
+        assert character == ("." if predicted == label else str(predicted))
+    assert found.count(".") == 150  # as epochs.csv says
+
+
 def test_summary_json(folder):
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary) == [
@@ -134,7 +145,7 @@ def test_probes_csv(tmp_path, synthetic_data):
     assert header == "step,eta,loss,grad_norm,grad_change,grad_cosine,beta"
     cells = [row.split(",") for row in rows]
     assert [(step, round(float(eta), 9)) for step, eta, *_ in cells] == [
-        ("2", eta) for eta in (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08)
+        ("2", eta) for eta in (0.0002, 0.002, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08)
     ]
     assert all(repr(float(cell)) == cell for row in cells for cell in row[1:])
 
@@ -226,7 +237,7 @@ def disk(tmp_path_factory, synthetic_data):
 def test_files_are_flushed_before_they_are_renamed_and_their_folder_after(disk):
     renamed = [(i, call) for i, call in enumerate(disk.calls) if call[0] == "replace" and call[1].endswith(".tmp")]
     assert {call[2] for _, call in renamed} == {
-        "config.json", "epochs.csv", "steps.csv", "probes.csv", "checkpoint.pt", "summary.json",
+        "config.json", "epochs.csv", "steps.csv", "probes.csv", "predictions.txt", "checkpoint.pt", "summary.json",
     }  # fmt: skip
     for i, (_, temporary, name, whole, _) in renamed:
         assert whole and ("sync", temporary) in disk.calls[max(i - 2, 0) : i], name

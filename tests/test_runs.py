@@ -23,7 +23,7 @@ from cifar_lab.run_folder.tables import (
 from cifar_lab.settings import RunConfig
 
 PROBES = [(step, eta, 2.0, 1.0, 0.5, 0.9, 0.5 / eta) for step in (10, 20, 30) for eta in (0.05, 0.1)]
-FILES = ("config.json", "epochs.csv", "steps.csv", "probes.csv", "summary.json")
+FILES = ("config.json", "epochs.csv", "steps.csv", "probes.csv", "predictions.txt", "summary.json")
 
 
 @pytest.fixture
@@ -121,6 +121,35 @@ def test_windows_line_ends(folder: Path):
     after = read_run(folder)
     assert after.losses.tolist() == before.losses.tolist()
     assert after.epochs["train_loss"].tolist() == before.epochs["train_loss"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("." * 100 + "\n" + "." * 19 + "x\n", None),
+        ("." * 100 + "\r\n" + "." * 19 + "0\r\n", None),
+        ("." * 100 + "\n" + "." * 20 + "\n", ": 100.000% right; epochs.csv says 99.167"),
+        ("." * 100 + "\n", ": 100 images instead of 120"),
+        ("." * 119 + "1\n", ":1: not 100 of the characters 0 to 9, x and ."),
+        ("." * 100 + "\n" + "." * 18 + "X.\n", ":2: not 20 of the characters 0 to 9, x and ."),
+        ("." * 100 + "\n" + "." * 19 + "1", ": the last line is not whole"),
+        ("." * 100 + "\n" + "." * 19 + "1\n\n", ":3: not 0 of the characters 0 to 9, x and ."),
+        ("", ": 0 images instead of 120"),
+    ],
+)
+def test_predictions(tmp_path, content, complaint):
+    config = RunConfig("vgg_a", test_size=120)
+    folder = write_run(tmp_path, config, epochs=2, test_accuracy=[50, 99.167])
+    assert read_run(folder).right is None  # older runs have none
+    (folder / "predictions.txt").write_bytes(content.encode())
+    if complaint is None:
+        assert read_run(folder).right.tolist() == [True] * 119 + [False]
+        return
+    with pytest.raises(RunFileError) as error:
+        read_run(folder)
+    assert str(error.value) == f"{folder / 'predictions.txt'}{complaint}"
+    (folder / "summary.json").unlink()
+    assert read_run(folder).right is None  # those of an earlier end, while the run goes on
 
 
 def test_probes_may_overflow_but_their_steps_may_not(folder: Path):
@@ -388,7 +417,8 @@ def test_a_folder_in_a_files_place(folder):
 def pristine(tmp_path_factory):
     """A small run's folder, and the content of its files."""
     tiny = RunConfig("inception", train_size=4, batch_size=2, test_size=2)
-    folder = write_run(tmp_path_factory.mktemp("results"), tiny, epochs=2, probes=PROBES[:2])
+    folder = write_run(tmp_path_factory.mktemp("results"), tiny, epochs=2, test_accuracy=[0, 50], probes=PROBES[:2])
+    (folder / "predictions.txt").write_text(".7\n")
     return folder, {name: (folder / name).read_bytes() for name in FILES}
 
 
@@ -400,10 +430,10 @@ def read_with(pristine, name, content):
         return read_run(folder)
     except RunFileError as error:
         text = str(error)
-        # A summary may contradict the logs, which are then named.
+        # A summary may contradict the logs, and these and the settings the predictions, which are then named.
         assert re.match(rf"{re.escape(str(folder))}/(\w+\.\w+)(:\d+)?: \S", text)
         assert Path(text.split(":")[0]).name in (
-            {name} if name != "summary.json" else {name, "epochs.csv", "steps.csv"}
+            {name, "predictions.txt"} if name != "summary.json" else {name, "epochs.csv", "steps.csv"}
         )
         assert "\n" not in text and text.isprintable()
         return None

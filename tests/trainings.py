@@ -245,7 +245,7 @@ def content(results: Path) -> dict[str, Any]:
             rows = [{k: v for k, v in row.items() if k not in TIME_COLUMNS} for row in csv.DictReader(file)]
         summary = {k: v for k, v in (run.summary or {}).items() if k not in TIME_KEYS}
         of_run = {"settings": run.settings, "planned": run.epochs_planned, "epochs.csv": rows, "summary.json": summary}
-        for name in ("steps.csv", "probes.csv"):
+        for name in ("steps.csv", "probes.csv", "predictions.txt"):
             if (folder / name).exists():
                 of_run[name] = (folder / name).read_bytes()
         if (folder / checkpoint.NEWEST).exists():

@@ -1,4 +1,4 @@
-"""Loss and confusion matrix of a network over a set of images: the one evaluation loop."""
+"""Loss, confusion matrix and predictions of a network over a set of images: the one evaluation loop."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,14 +8,17 @@ from torch import Tensor
 
 
 @torch.inference_mode()
-def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def evaluate(
+    forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Runs a network over batches, at least one: images (B, 3, 32, 32), labels (B,); the last may be smaller.
 
     forward: gives logits (B, classes); whoever calls has put the network into the mode that it wants. Returns, on the
-    device, the sum of the cross-entropy over all images (scalar float32, nats) and the confusion matrix (classes,
-    classes) int64, a row per true class and a column per prediction.
+    device, the sum of the cross-entropy over all images (scalar float32, nats), the confusion matrix (classes,
+    classes) int64, a row per true class and a column per prediction, and the predictions (images,) int64, in order.
     """
     loss = confusion = None
+    predictions = []
     for images, labels in batches:
         logits = forward(images)
         classes = logits.shape[1]
@@ -23,5 +26,6 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor
             loss = torch.zeros((), device=images.device)
             confusion = torch.zeros(classes**2, dtype=torch.int64, device=images.device)
         loss += F.cross_entropy(logits, labels, reduction="sum")
-        confusion.index_add_(0, labels * classes + logits.argmax(1), torch.ones_like(labels))
-    return loss, confusion.view(classes, classes)
+        predictions.append(logits.argmax(1))
+        confusion.index_add_(0, labels * classes + predictions[-1], torch.ones_like(labels))
+    return loss, confusion.view(classes, classes), torch.cat(predictions)

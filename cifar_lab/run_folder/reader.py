@@ -13,11 +13,13 @@ from cifar_lab.experiments import experiments, folder_of
 from cifar_lab.run_folder.schema import RunFileError, read_config, read_summary
 from cifar_lab.run_folder.tables import (
     EPOCH_COLUMNS,
+    PREDICTIONS,
     PROBE_COLUMNS,
     PROBE_COLUMNS_NOT_FINITE,
     STEP_COLUMNS,
     check_epochs,
     check_probes,
+    read_predictions,
     read_table,
 )
 from cifar_lab.settings import PUBLISHED, RunConfig, run_folder
@@ -38,6 +40,7 @@ class Run:
     losses: np.ndarray  # (S,) float64: the training loss at steps 1 to S
     probes: dict[str, np.ndarray] | None  # the columns of probes.csv, all of one length
     summary: dict[str, Any] | None  # None while the run is not complete
+    right: np.ndarray | None = None  # (test images,) bool, of the last epoch's network; older runs have none
     published: bool = False  # came with the repository
 
     @cached_property
@@ -181,11 +184,15 @@ def read_run(folder: str | Path) -> Run:
         if summary and len(rows) < summary[key]:
             raise RunFileError(folder / name, f"{len(rows)} whole rows; summary.json says {summary[key]}")
     check_epochs(folder / "epochs.csv", epochs)
+    right = None
+    if summary and summary["diverged_at_step"] is None and len(epochs["epoch"]) and (folder / PREDICTIONS).exists():
+        images, accuracy = config["settings"]["test_size"], float(epochs["test_accuracy"][-1])
+        right = read_predictions(folder / PREDICTIONS, images, accuracy)
     return Run(
         folder=folder, preset=config["preset"], settings=config["settings"], network=config["network"],
         epochs_planned=config["epochs"], environment=config["environment"],
         earlier_environments=config["earlier_environments"], epochs=epochs, losses=steps["loss"], probes=probes,
-        summary=summary,
+        summary=summary, right=right,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The CSV logs of a run folder, read strictly.
+"""The CSV logs and the predictions of a run folder, read strictly.
 
 A row that is not exactly what a run writes raises `RunFileError`, which names the file and the line. The one exception
 is half a last row, without its newline: a run is writing it, and it is ignored.
@@ -23,6 +23,11 @@ STEP_COLUMNS = ("step", "loss")
 PROBE_COLUMNS = ("step", "eta", "loss", "grad_norm", "grad_change", "grad_cosine", "beta")
 # At a large step size the loss along the gradient may overflow while training itself stays finite.
 PROBE_COLUMNS_NOT_FINITE = ("loss", "grad_change", "grad_cosine", "beta")
+
+# A character per test image, in the data set's order, 100 in a line: a dot if the network is right, else the digit of
+# the class that it takes the image for (x beyond 9: a network may have more than ten outputs).
+PREDICTIONS = "predictions.txt"
+PREDICTIONS_IN_LINE = 100
 
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _NOT_FINITE = re.compile(rb"[+-]?(inf|nan)")
@@ -87,6 +92,33 @@ def _find_bad_row(
         if consecutive and float(cells[0]) != number:
             raise RunFileError(path, f"{consecutive} is {float(cells[0]):g} where {number} follows", number + 1)
     raise RunFileError(path, "not a table of numbers")
+
+
+def predictions_text(labels: np.ndarray, predictions: np.ndarray) -> str:
+    """The content of predictions.txt; labels, predictions: (N,) integers."""
+    taken_for = np.array([*"0123456789x."])[np.where(predictions == labels, 11, np.minimum(predictions, 10))]
+    lines = [taken_for[i : i + PREDICTIONS_IN_LINE] for i in range(0, len(taken_for), PREDICTIONS_IN_LINE)]
+    return "".join("".join(line) + "\n" for line in lines)
+
+
+def read_predictions(path: Path, images: int, accuracy: float) -> np.ndarray:
+    """Which of the test images the network got right, (images,) bool. Raises RunFileError.
+
+    accuracy: percent, of the last epoch in epochs.csv (three decimals), which the file must agree with.
+    """
+    *lines, rest = read_bytes(path).decode("latin-1").replace("\r\n", "\n").split("\n")
+    for number, line in enumerate(lines, start=1):
+        expected = min(PREDICTIONS_IN_LINE, max(0, images - (number - 1) * PREDICTIONS_IN_LINE))
+        if not expected or not re.fullmatch(rf"[0-9x.]{{{expected}}}", line):
+            raise RunFileError(path, f"not {expected} of the characters 0 to 9, x and .", number)
+    if rest:
+        raise RunFileError(path, "the last line is not whole")
+    right = np.array([*"".join(lines)]) == "."
+    if len(right) != images:
+        raise RunFileError(path, f"{len(right)} images instead of {images}")
+    if abs(100 * right.mean() - accuracy) > 0.001:
+        raise RunFileError(path, f"{100 * right.mean():.3f}% right; epochs.csv says {accuracy:.3f}")
+    return right
 
 
 def check_epochs(path: Path, epochs: dict[str, np.ndarray]) -> None:

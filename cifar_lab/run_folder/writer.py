@@ -22,13 +22,15 @@ from cifar_lab.run_folder.reader import read_run
 from cifar_lab.run_folder.schema import SCHEMA, RunFileError, read_config
 from cifar_lab.run_folder.tables import (
     EPOCH_COLUMNS,
+    PREDICTIONS,
     PROBE_COLUMNS,
     STEP_COLUMNS,
+    predictions_text,
 )
 from cifar_lab.settings import RunConfig, differing, run_folder
 
 HEADERS = {"epochs.csv": EPOCH_COLUMNS, "steps.csv": STEP_COLUMNS, "probes.csv": PROBE_COLUMNS}
-FILES = ("config.json", *HEADERS, "summary.json", checkpoint.NEWEST)
+FILES = ("config.json", *HEADERS, PREDICTIONS, "summary.json", checkpoint.NEWEST)
 
 
 class FolderError(Exception):
@@ -203,6 +205,8 @@ class Recorder:
         if "probes.csv" in self._logs:
             kept["probes.csv"] = self._probes(probed_up_to)
         (self.folder / "summary.json").unlink(missing_ok=True)
+        if len(self._whole_rows("epochs.csv")) > len(kept["epochs.csv"]):
+            self._drop_predictions()
         for name, rows in kept.items():
             path = self.folder / name
             if path.exists() and path.read_bytes() != b"".join(rows):
@@ -249,6 +253,7 @@ class Recorder:
 
     def append_epoch(self, row: list) -> None:
         """One row of epochs.csv, in its columns' order."""
+        self._drop_predictions()
         self._append("epochs.csv", [",".join(map(str, row))])
 
     def append_probes(self, rows: list[tuple]) -> None:
@@ -260,6 +265,15 @@ class Recorder:
         self._check_held()
         for name in self._logs:
             files.sync(self.folder / name)
+
+    def _drop_predictions(self) -> None:
+        """Removes predictions, which are of the last epoch in epochs.csv, before another one becomes the last."""
+        (self.folder / PREDICTIONS).unlink(missing_ok=True)
+
+    def write_predictions(self, labels: np.ndarray, predictions: np.ndarray) -> None:
+        """labels, predictions: (N,) integers, of the test images in the data set's order."""
+        self._check_held()
+        files.write_text(self.folder / PREDICTIONS, predictions_text(labels, predictions))
 
     def finish(self, summary: dict) -> None:
         """Writes summary.json, which marks the run as complete."""

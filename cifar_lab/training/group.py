@@ -214,18 +214,19 @@ class Lockstep:
         if trained:
             self._read(trained, steps)  # the host waits, once an epoch: here its training time ends
         trained = [run for run in trained if not run.ended]
-        totals: dict[TrainingRun, tuple[Tensor, Tensor]] = {}
+        totals: dict[TrainingRun, tuple[Tensor, Tensor, Tensor]] = {}
         for run in trained:
             self.side_by_side.start(run, partial(self._test, run, totals))
         self.side_by_side.wait()
         if len(totals) < len(trained):
             self._save(trained)
         images = len(self.loader.test_labels)
-        # The host waits.
-        means = [(float(loss) / images, int(right.trace()) / images) for loss, right in (totals[r] for r in trained)]
+        tested = [totals[run] for run in trained]
+        means = [(float(loss) / images, int(right.trace()) / images) for loss, right, _ in tested]  # the host waits
         passed = self._stopwatch.lap()
         ended = []
-        for run, (loss, share_right) in zip(trained, means, strict=True):
+        for run, (loss, share_right), (*_, predictions) in zip(trained, means, tested, strict=True):
+            run.predictions = predictions
             run.test_seconds += passed / len(trained)
             if np.isfinite(loss):
                 ended.append((run.label, run.end_epoch(loss, 100 * share_right)))
@@ -272,8 +273,8 @@ class Lockstep:
             if not finite.all():
                 self._diverged(run, int(np.argmin(finite)), "training loss")
 
-    def _test(self, run: TrainingRun, totals: dict[TrainingRun, tuple[Tensor, Tensor]]) -> None:
-        """Puts the sum of the test losses and the confusion matrix, on the device, into `totals`.
+    def _test(self, run: TrainingRun, totals: dict[TrainingRun, tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Puts the sum of the test losses, the confusion matrix and the predictions, on the device, into `totals`.
 
         Stops between batches if a signal has come, and then puts nothing there.
         """

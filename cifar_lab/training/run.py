@@ -54,6 +54,7 @@ class TrainingRun:
         self.train_seconds = 0.0
         self.test_seconds = 0.0
         self.test_accuracy: list[float] = []  # percent, one per epoch
+        self.predictions: Tensor | None = None  # (test images,), of the latest evaluation, on the device
         self.probes: list[tuple] = []
         self.probes_stopped_at: int | None = None
         self._saved_at: tuple[int, int] | None = None
@@ -139,6 +140,8 @@ class TrainingRun:
         matmul_rate: FLOP/s that the device reaches in a matrix product.
         """
         if diverged_at_step is None:
+            if self.predictions is not None:  # None: they were written before the checkpoint that this run starts from
+                self.recorder.write_predictions(self._loader.test_labels.cpu().numpy(), self.predictions.cpu().numpy())
             self.save()
         self._flush_probes()
         self.recorder.sync_logs()

@@ -234,7 +234,7 @@ def evaluate_folder(settings: Settings) -> None:
     data = load_data(replace(settings, train_size=2, test_size=test_size))
     loader = Loader(data, device, seed=0, batch_size=2, train_size=2, test_size=test_size, augmented=False)
     model = device.place(model)
-    loss, confusion = evaluate(lambda images: device.forward(model, images), loader.test_batches())
+    loss, confusion, _ = evaluate(lambda images: device.forward(model, images), loader.test_batches())
     confusion = confusion.cpu().numpy()
     total = int(confusion.sum())
     position = f"epoch {state['epochs']}" + (f", step {state['step']} of the next" if state["step"] else "")
