@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_lab.figures import kinds
-from cifar_lab.report import page, verdicts
+from cifar_lab.report import page, verdict_tables, verdicts
 from cifar_lab.run_folder import files
 from cifar_lab.run_folder.reader import Run, presets_in, read_runs, report_runs, results_folder
 from cifar_lab.run_folder.schema import RunFileError
@@ -70,10 +70,10 @@ def plot_preset(results: Path, preset: str, runs: Sequence[Run], errors: Sequenc
     for name, command in figures.missing:
         print(f"  missing: {name}: {command}")
     if judged:
-        files.write_text(folder / "verdicts.csv", verdicts.to_csv(judged))
+        files.write_text(folder / "verdicts.csv", verdict_tables.to_csv(judged))
     for source, of_source in judged.items():
         print(f"verdicts at the preset {preset}{source and ' from the '}{source} (mean over the seeds, 95% interval):")
-        print(verdicts.to_text(of_source))
+        print(verdict_tables.to_text(of_source))
     return found_while_drawing
 
 

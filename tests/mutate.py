@@ -43,7 +43,7 @@ TABLE = (
     ("measures", "cifar_lab/measures/band.py cifar_lab/measures/probes.py cifar_lab/measures/statistics.py",
      "tests/test_landscape.py tests/test_probe.py tests/test_verdicts.py tests/test_layout.py"),
     ("measures", "cifar_lab/measures/surface.py cifar_lab/measures/evaluation.py", "tests/test_surface.py"),
-    ("verdicts", "cifar_lab/report/claims.py cifar_lab/report/verdicts.py",
+    ("verdicts", "cifar_lab/report/claims.py cifar_lab/report/effects.py cifar_lab/report/verdicts.py",
      "tests/test_claims.py tests/test_verdicts.py"),
     ("plan", "cifar_lab/training/plan.py", "tests/test_random_streams.py tests/test_augment.py"),
     ("augmentation", "cifar_lab/training/augment.py", "tests/test_augment.py tests/test_random_streams.py"),

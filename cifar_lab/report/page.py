@@ -3,16 +3,18 @@
 from collections.abc import Mapping, Sequence
 
 from cifar_lab.figures.style import Figures, seeds_text
-from cifar_lab.report import verdicts
+from cifar_lab.report import verdict_tables, verdicts
 from cifar_lab.run_folder.reader import Run, report_runs
 
 VERDICTS_ARE_READ = """\
-Measured: the mean over the seeds, paired by seed, with its 95% t interval in brackets. With three or more seeds a claim
-is supported or reversed if the whole interval lies on its side or on the other, else undecided; with one or two, the
-side of the mean alone is told ("agrees", "disagrees"). "Final" is the mean test accuracy over the last tenth of the
-epochs, at least three. Fluctuation is the standard deviation of the epoch-to-epoch differences of test accuracy over
-the last half of the run, divided by the square root of 2. Spikes and bands are defined in `cifar_lab/measures`, all
-effects in `cifar_lab/report/claims.py`."""
+Measured: the mean over the seeds, paired by seed, with its 95% interval in brackets: Student's t, of the logarithms for
+a ratio, exact limits for a share. A claim is decided by 3 to 10 seeds, if its p-value is at most the level that keeps
+false verdicts under 5% over all claims of the preset and over looking after each seed (Holm; Pocock); "plain" is what
+5% without this correction would say. With one or two seeds only the sign is told. A claim about a regime that the
+preset's runs do not reach is not decided. "Final" is the mean test accuracy over the last tenth of the epochs, at least
+three. Fluctuation is the standard deviation of the epoch-to-epoch differences of test accuracy over the last half of
+the run, divided by the square root of 2. Spikes and bands are defined in `cifar_lab/measures`, all effects in
+`cifar_lab/report/claims.py`; intervals over test images are a paired bootstrap."""
 RUNS_ARE_READ = """\
 Test accuracy: final is the mean over the last tenth of the epochs, at least three; last is the last epoch's. Seconds
 are training time; the time of runs trained in lockstep is shared among them."""
@@ -27,7 +29,7 @@ def report_text(
     """
     parts = [f"# Results at the preset `{preset}`", _provenance(runs)]
     for source, of_source in judged.items():
-        parts += [f"## Verdicts{source and ' from the '}{source}", verdicts.to_markdown(of_source)]
+        parts += [f"## Verdicts{source and ' from the '}{source}", verdict_tables.to_markdown(of_source)]
     if judged:
         parts += [VERDICTS_ARE_READ, "The same numbers and each seed's: [verdicts.csv](verdicts.csv)."]
     parts.append("## Figures")

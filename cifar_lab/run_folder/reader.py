@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_lab.experiments import experiments, folder_of
+from cifar_lab.experiments import folder_of, known_experiments
 from cifar_lab.run_folder.schema import RunFileError, read_config, read_summary
 from cifar_lab.run_folder.tables import (
     EPOCH_COLUMNS,
@@ -161,7 +161,7 @@ def report_runs(runs: Sequence[Run], preset: str) -> dict[str, dict[int, Run]]:
     by_place = {run.place: run for run in runs if run.preset == preset}
     seeds = sorted({run.seed for run in runs})
     found: dict[str, dict[int, Run]] = {}
-    for name in (name for experiment in experiments(preset) for name in experiment.names):
+    for name in (name for experiment in known_experiments(preset) for name in experiment.names):
         places = {seed: folder_of(name, "", preset, seed) for seed in seeds}
         found[name] = {seed: by_place[place] for seed, place in places.items() if place in by_place}
     return {name: by_seed for name, by_seed in found.items() if by_seed}
