@@ -423,8 +423,8 @@ TEXTS = {
     ),
     "bn-speed": (
         "with BN the loss falls faster", "ratio below 1 at every level that a run reaches",
-        *((f"steps to a loss of {level}, best rates, BatchNorm / plain", "", "yes", "ratio") for level in LEVELS),
-        *((f"steps to a loss of {level}, best rate {which}", "", "no")
+        *((f"steps to a loss of {level}, fastest rates, BatchNorm / plain", "", "yes", "ratio") for level in LEVELS),
+        *((f"steps to a loss of {level}, fastest rate {which}", "", "no")
           for which in ("with BatchNorm", "without") for level in LEVELS),
         *((f"steps to a loss of {level} at {rate}, BatchNorm / plain", "", "no", "ratio")
           for level in LEVELS for rate in AT),

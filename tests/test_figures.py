@@ -706,7 +706,7 @@ def test_the_ratio_of_the_widths_up_to_each_step(bands):
     drawn, naive = bands
     figure = drawn.figures["landscape_ratio"]
     (axes,) = figure.axes
-    assert_axes(axes, "training step t", "mean width up to step t,\nBatchNorm / plain")
+    assert_axes(axes, "training step t", "mean width up to step t, BatchNorm / plain\n(above 1: wider with BatchNorm)")
     ratios = []
     for seed in (4, 7):
         bn, plain = (naive[model, seed].upper - naive[model, seed].lower for model in ("vgg_a_bn", "vgg_a"))

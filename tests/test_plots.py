@@ -18,7 +18,7 @@ from cifar_lab.settings import RunConfig
 ROOT = Path(plot_results.__file__).parent
 NUMBERS = ("01", "02", "04", "05", "06", "07", "08", "09", "10")
 OVERVIEWS = ("overview_inception", "overview_optimizers", "overview_vgg")
-STEMS = [*(f"figure_{number}" for number in NUMBERS), *OVERVIEWS, "landscape"]
+STEMS = [*(f"figure_{number}" for number in NUMBERS), *OVERVIEWS, "landscape", "landscape_ratio"]
 RUNS = (
     "inception", "inception_res", "inception_res_adam", "inception_res_adamw", "inception_res_rmsprop",
     "inception_res_unscaled", "large_lr_adam_1e-3", "large_lr_adam_1e-2", "large_lr_sgd_momentum",

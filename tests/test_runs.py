@@ -16,10 +16,7 @@ from cifar_lab.experiments import config_of
 from cifar_lab.run_folder.checkpoint import training_command
 from cifar_lab.run_folder.reader import Run, final_accuracy, find_run_folders, read_run, read_runs, report_runs
 from cifar_lab.run_folder.schema import RunFileError, read_config
-from cifar_lab.run_folder.tables import (
-    EPOCH_COLUMNS,
-    PROBE_COLUMNS,
-)
+from cifar_lab.run_folder.tables import EPOCH_COLUMNS, PROBE_COLUMNS, predictions_text
 from cifar_lab.settings import RunConfig
 
 PROBES = [(step, eta, 2.0, 1.0, 0.5, 0.9, 0.5 / eta) for step in (10, 20, 30) for eta in (0.05, 0.1)]
@@ -121,6 +118,12 @@ def test_windows_line_ends(folder: Path):
     after = read_run(folder)
     assert after.losses.tolist() == before.losses.tolist()
     assert after.epochs["train_loss"].tolist() == before.epochs["train_loss"].tolist()
+
+
+def test_predictions_text():
+    """A dot where the network is right, x for a class beyond the ten, 100 in a line."""
+    labels = np.full(101, 3)
+    assert predictions_text(labels, np.array([3, 0, 9, 10, 57, *[3] * 96])) == ".09xx" + 95 * "." + "\n.\n"
 
 
 @pytest.mark.parametrize(

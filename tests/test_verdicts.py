@@ -27,7 +27,7 @@ from cifar_lab.measures.statistics import (
     student_tail,
     t_quantile,
 )
-from cifar_lab.report import verdict_tables
+from cifar_lab.report import verdict_tables, verdicts
 from cifar_lab.report.claims import ABOVE_0, BELOW_0, BELOW_1, CLAIMS, Measure
 from cifar_lab.report.verdicts import Estimate, judge_all, open_claims
 from cifar_lab.run_folder.reader import read_runs
@@ -179,6 +179,17 @@ def test_a_ratio_is_averaged_in_logarithms():
 )
 def test_sign_of_a_measure(values, side, sign):
     assert Estimate(Measure("", "", ".2f", side), np.array(values, dtype=float)).sign == sign
+
+
+@pytest.mark.parametrize(("seeds", "outcome"), [(8, "undecided"), (9, "reversed")])
+def test_a_part_that_reverses_a_claim_is_one_of_several(seeds, outcome):
+    """Of three settings one fails in none of eight seeds: p = 3 x 1/128 > 0.0119; in none of nine: 3 x 1/256."""
+    claim = next(claim for claim in CLAIMS if claim.id == "large-lr")
+    mixed = np.resize([0.0, 1.0], seeds)
+    values = (mixed, np.zeros(seeds), 1 - mixed)
+    estimates = tuple(Estimate(*pair) for pair in zip(claim.measures, values, strict=True))
+    (verdict,) = verdicts.decide([verdicts.weigh_estimates(claim, tuple(range(seeds)), estimates)])
+    assert (verdict.p, verdict.outcome) == (3 * 2 / 2**seeds, outcome)
 
 
 # --- Each kind of verdict, on whole run folders -----------------------------------------------------------------------
@@ -385,11 +396,12 @@ def test_the_levels_of_the_looks():
     assert levels[0] == pytest.approx(0.0119, rel=0.03)
 
 
-def test_verdicts_on_logs_without_an_effect():
-    """30 families of twelve claims, looked at after each of 3 to 10 seeds; bench/results has a thousand.
+def test_verdicts_on_logs_without_an_effect(monkeypatch):
+    """30 families of twelve claims, looked at after each of 3 to 10 seeds; bench/results has more.
 
     With 5% of families in error, five or more of 30 have a probability of 1.6%; without the corrections half would err.
     """
+    monkeypatch.setattr(null_verdicts, "PILOT", 50)
     first = null_verdicts.simulate(30)
     assert np.count_nonzero(first["errors"]) <= 4
     assert np.count_nonzero(first["residual/residual"]) >= 10  # an effect of two standard deviations is found

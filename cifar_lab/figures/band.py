@@ -227,15 +227,13 @@ def _ratio_figure(
         axes.plot(step, mean, linewidth=1.8, label=f"{label}: {mean[-1]:.2f} over all steps", **look)
     axes.axhline(1, color="0.2", linewidth=0.8)
     axes.set(xscale="log", yscale="log", xlabel="training step t", xlim=(RATIO_FROM, max(steps, RATIO_FROM + 1)))
-    axes.set_ylabel("mean width up to step t,\nBatchNorm / plain")
+    axes.set_ylabel("mean width up to step t, BatchNorm / plain\n(above 1: wider with BatchNorm)")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    where = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom", "fontsize": 8, "color": "0.35"}
-    axes.text(0.99, 1.02, "above 1: wider with BatchNorm", **where)
     if steps >= DECIDING_STEPS:
-        axes.axvspan(DECIDING_STEPS, steps, color="0.9", zorder=0, label="steps up to which the claim is decided")
+        axes.axvspan(DECIDING_STEPS, steps, color="0.9", zorder=0, label="enough steps to decide the claim")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=1, borderaxespad=0.2, fontsize=8)
     figure.suptitle("Width of the learning-rate band with BatchNorm, relative to the plain network", fontsize=11)
     every = [run for by_seed in (plain, bn) for seed in shared for run in by_seed[seed]]

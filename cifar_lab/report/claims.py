@@ -266,12 +266,12 @@ CLAIMS: tuple[Claim, ...] = (
         effect=effects.speed,
         measures=(
             *(
-                Measure(f"steps to a loss of {level}, best rates, BatchNorm / plain", "", ".3f", BELOW_1, NO_RATIO,
+                Measure(f"steps to a loss of {level}, fastest rates, BatchNorm / plain", "", ".3f", BELOW_1, NO_RATIO,
                         "ratio")
                 for level in band.LEVELS
             ),
             *(
-                Measure(f"steps to a loss of {level}, best rate {name}", "", ".0f", None, {"inf": "not reached"},
+                Measure(f"steps to a loss of {level}, fastest rate {name}", "", ".0f", None, {"inf": "not reached"},
                         on_page=False)
                 for name in ("with BatchNorm", "without")
                 for level in band.LEVELS
