@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cifar_lab.settings import PAPER_PRESETS, RunConfig, number, preset_defaults, run_folder, training_root
+from cifar_lab.settings import ALL_PRESETS, PAPER_PRESETS, RunConfig, number, preset_defaults, run_folder, training_root
 
 LEARNING_RATES = (1e-3, 1e-4, 5e-4, 5e-5)
 
@@ -23,9 +23,10 @@ class Experiment:
     script: str
     network: str
     flags: Mapping[str, Any]  # given to the script: those that name the network, and settings
-    epochs: int | None  # at the report preset; at others, and if None, the preset's own number
+    epochs: int | None  # at the report preset; None: it is not among the report's
     names: tuple[str, ...]  # of its runs: optimizers, and for each of them the learning rates
     wider: float = 1.0  # factor on the preset's width
+    short: bool = False  # has a tenth of the epochs of the others
 
     @property
     def runs(self) -> dict[str, RunConfig]:
@@ -42,11 +43,19 @@ class Experiment:
             for name, (optimizer, lr) in zip(self.names, each, strict=True)
         }
 
+    def epochs_at(self, preset: str) -> int:
+        """The number of epochs at a preset. Short ones have at least the three that a final accuracy averages over."""
+        if preset == "report":
+            return self.epochs
+        own = ALL_PRESETS[preset]["epochs"]
+        return max(3, round(own / 10)) if self.short else own
+
     def command(self, preset: str = "report", seeds: tuple[int, ...] = (0,), results: str | Path = "results") -> str:
         """The command line, as a user types it."""
         results = training_root(results)
         given = dict(self.flags)
-        given |= {"epochs": self.epochs} if preset == "report" else {"preset": preset}
+        given |= {"preset": preset} if preset != "report" else {}
+        given |= {"epochs": self.epochs_at(preset)} if preset == "report" or self.short else {}
         given |= {"width": self.wider * _preset_width(preset)} if self.wider != 1 else {}
         given |= {"seed": seeds} if seeds != (0,) else {}
         words = ["python", self.script]
@@ -77,10 +86,10 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                ("inception_res_adam", "inception_res_adamw", "inception_res_rmsprop")),
     Experiment(_INCEPTION, "inception_res", _RESIDUAL | {"residual_scale": 1.0, "weight_decay": 0.0}, 200,
                ("inception_res_unscaled",)),
-    Experiment(_INCEPTION, "inception_res", _RESIDUAL | {"lr": 1e-3}, 20, ("large_lr_adam_1e-3",)),
-    Experiment(_INCEPTION, "inception_res", _RESIDUAL | {"lr": 1e-2}, 20, ("large_lr_adam_1e-2",)),
+    Experiment(_INCEPTION, "inception_res", _RESIDUAL | {"lr": 1e-3}, 20, ("large_lr_adam_1e-3",), short=True),
+    Experiment(_INCEPTION, "inception_res", _RESIDUAL | {"lr": 1e-2}, 20, ("large_lr_adam_1e-2",), short=True),
     Experiment(_INCEPTION, "inception_res", _RESIDUAL | {"optimizer": ("sgd",), "momentum": 0.9, "lr": 1e-2}, 20,
-               ("large_lr_sgd_momentum",)),
+               ("large_lr_sgd_momentum",), short=True),
 )  # fmt: skip
 
 # Not in a preset's list, which they would make longer; what claims show beside their effect where these runs are there.
@@ -89,9 +98,9 @@ _RATES = (1e-3, 1e-2)
 SCALED_RATES, UNSCALED_RATES = (tuple(f"inception_res_scale{s}_lr{lr:g}" for lr in _RATES) for s in ("0.2", "1.0"))
 CONTROLS: tuple[Experiment, ...] = (
     Experiment(_INCEPTION, "inception", _PLAIN | _NO_L2, 200, ("inception_matched",), 1.18),
-    Experiment(_INCEPTION, "inception_res", _RESIDUAL | {"weight_decay": 0.0, "lrs": _RATES}, 20, SCALED_RATES),
+    Experiment(_INCEPTION, "inception_res", _RESIDUAL | {"weight_decay": 0.0, "lrs": _RATES}, 20, SCALED_RATES, short=True),
     Experiment(_INCEPTION, "inception_res", _RESIDUAL | {"residual_scale": 1.0, "weight_decay": 0.0, "lrs": _RATES}, 20,
-               UNSCALED_RATES),
+               UNSCALED_RATES, short=True),
 )  # fmt: skip
 
 # Santurkar et al. (2018): both networks under plain SGD, with probes along the gradient.

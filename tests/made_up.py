@@ -30,7 +30,7 @@ def write_run(
     preset: str = "quick",
     *,
     seed: int = 0,
-    epochs: int = 5,  # planned; an epoch has the steps that the settings say (50 at the quick preset)
+    epochs: int = 5,  # planned; an epoch has the steps that the settings say (100 at the quick preset)
     test_accuracy: Sequence[float] | None = None,  # one a finished epoch; decides how many epochs are finished
     train_loss: Sequence[float] | None = None,
     losses: Sequence[float] | None = None,  # one a step, whole epochs but for a diverged run

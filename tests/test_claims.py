@@ -23,7 +23,7 @@ from made_up import write_run
 from cifar_lab.report import verdict_tables, verdicts
 from cifar_lab.report.claims import CLAIMS
 from cifar_lab.run_folder.reader import read_run, read_runs
-from cifar_lab.settings import RunConfig
+from cifar_lab.settings import RunConfig, preset_defaults
 
 # --- The runs, as the report describes them ---------------------------------------------------------------------------
 
@@ -896,15 +896,16 @@ REPORT_EPOCHS = {"--lrs": 200, "--weight-decay 0": 200, "adam adamw rmsprop": 30
 @pytest.mark.parametrize("preset", ["report", "quick"])
 def test_claims_without_runs_name_the_commands_that_train_them(tmp_path, preset):
     """Where nothing is there but seeds 3 and 5 of a run that no claim needs alone."""
-    sizes = {"width": 0.125, "train_size": 5000, "test_size": 2000} if preset == "quick" else {}
     for seed in (3, 5):
-        write_run(tmp_path, replace(BN[3], seed=seed, **sizes), preset, test_accuracy=[30, 40, 50], losses=[])
+        config = replace(BN[3], seed=seed, **preset_defaults(preset))
+        write_run(tmp_path, config, preset, test_accuracy=[30, 40, 50], losses=[])
     for claim, expected in COMMANDS.items():
         row = judged(tmp_path, claim, preset)[0]
         assert (row["verdict"], row["seeds"], row["mean"], row["values"]) == ("not run", "", "", "")
         commands = []
         for command in expected:
             (epochs,) = {n for words, n in REPORT_EPOCHS.items() if words in command}
-            length = f"--epochs {epochs}" if preset == "report" else "--preset quick"
+            short = " --epochs 3" if "--lr " in command else ""
+            length = f"--epochs {epochs}" if preset == "report" else f"--preset quick{short}"
             commands.append(f"run: {command} {length} --seed 3 5 --results {tmp_path}")
         assert [note for note in row["notes"].split("; ") if note.startswith("run: ")] == commands

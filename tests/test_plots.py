@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 from made_up import write_run
 
 import plot_results
+from cifar_lab.experiments import config_of
 from cifar_lab.figures import curves
 from cifar_lab.run_folder.reader import read_run
-from cifar_lab.settings import RunConfig
 
 ROOT = Path(plot_results.__file__).parent
 NUMBERS = ("01", "02", "04", "05", "06", "07", "08", "09", "10")
@@ -188,7 +189,7 @@ def test_before_its_first_epoch_a_run_has_no_figure(tmp_path, capsys):
 
 
 def test_runs_with_other_settings_are_in_the_table_alone(tmp_path, capsys):
-    write_run(tmp_path, RunConfig("inception", width=0.5, weight_decay=0.0, train_size=5_000, test_size=2_000))
+    write_run(tmp_path, replace(config_of("inception", "quick"), width=0.5))
     assert plot_results.main([str(tmp_path)]) == 0
     assert "inception/adam-lr1e-4-wd0-seed0-width0.5" in (tmp_path / "quick" / "report.md").read_text()
     assert not (tmp_path / "quick" / "figures" / "figure_01.png").exists()

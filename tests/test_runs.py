@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from cifar_lab.run_folder.tables import EPOCH_COLUMNS, PROBE_COLUMNS, prediction
 from cifar_lab.settings import RunConfig
 
 PROBES = [(step, eta, 2.0, 1.0, 0.5, 0.9, 0.5 / eta) for step in (10, 20, 30) for eta in (0.05, 0.1)]
+STEPS = 100  # of an epoch at the quick preset
 FILES = ("config.json", "epochs.csv", "steps.csv", "probes.csv", "predictions.txt", "summary.json")
 
 
@@ -44,24 +46,24 @@ def test_a_complete_run(folder: Path):
     )  # fmt: skip
     assert run.config == config_of("inception", "quick")
     assert run.complete and run.diverged_at_step is None
-    assert (run.epochs_planned, run.epochs_done, run.steps_per_epoch, run.steps_planned) == (5, 5, 50, 250)
+    assert (run.epochs_planned, run.epochs_done, run.steps_per_epoch, run.steps_planned) == (5, 5, STEPS, 5 * STEPS)
     assert tuple(run.epochs) == EPOCH_COLUMNS
     assert run.epochs["test_accuracy"].tolist() == [20, 30, 35.5, 40, 41]
     assert run.final_accuracy == pytest.approx((35.5 + 40 + 41) / 3)
-    assert run.losses.shape == (250,)
+    assert run.losses.shape == (5 * STEPS,)
     assert tuple(run.probes) == PROBE_COLUMNS
     assert run.probes["eta"].tolist() == [0.05, 0.1] * 3
 
 
 def test_losses_are_read_to_the_last_bit(tmp_path: Path):
-    losses = np.random.default_rng(0).lognormal(0, 20, 250)
+    losses = np.random.default_rng(0).lognormal(0, 20, 5 * STEPS)
     assert read_run(write_run(tmp_path, "inception", losses=losses)).losses.tolist() == losses.tolist()
 
 
 def test_a_run_in_progress(tmp_path: Path):
     run = read_run(write_run(tmp_path, "inception", test_accuracy=[20, 30], complete=False))
     assert not run.complete and run.diverged_at_step is None and run.probes is None
-    assert (run.epochs_done, len(run.losses)) == (2, 100)
+    assert (run.epochs_done, len(run.losses)) == (2, 2 * STEPS)
 
 
 def test_a_run_that_has_only_begun(folder: Path):
@@ -73,9 +75,9 @@ def test_a_run_that_has_only_begun(folder: Path):
 
 
 def test_a_diverged_run(tmp_path: Path):
-    run = read_run(write_run(tmp_path, "inception", diverged_at_step=120))
+    run = read_run(write_run(tmp_path, "inception", diverged_at_step=2 * STEPS + 20))
     assert run.complete
-    assert (run.diverged_at_step, run.epochs_done, len(run.losses)) == (120, 2, 119)
+    assert (run.diverged_at_step, run.epochs_done, len(run.losses)) == (2 * STEPS + 20, 2, 2 * STEPS + 19)
 
 
 def test_a_run_that_diverged_in_its_first_epoch(tmp_path: Path):
@@ -97,11 +99,11 @@ def test_the_command_that_trains_a_run_anew(tmp_path: Path, monkeypatch):
         assert training_command(folder, {"command": text}) == "training the run again with --fresh"
 
 
-@pytest.mark.parametrize("half", ["251", "251,", "251,0.5", "251,garbage", "\xff"])
+@pytest.mark.parametrize("half", ["501", "501,", "501,0.5", "501,garbage", "\xff"])
 def test_half_a_last_row_is_ignored(folder: Path, half: str):
     with (folder / "steps.csv").open("ab") as file:
         file.write(half.encode("latin1"))
-    assert len(read_run(folder).losses) == 250
+    assert len(read_run(folder).losses) == 5 * STEPS
 
 
 @pytest.mark.parametrize("written", [0, 1, 6, 10])
@@ -224,7 +226,7 @@ def test_the_reports_runs_are_told_from_others(tmp_path: Path):
     for seed in (0, 2):
         write_run(tmp_path, "inception_res", seed=seed)
     write_run(tmp_path, "inception_res_unscaled")
-    write_run(tmp_path, RunConfig("inception_res", width=0.5, train_size=5_000, test_size=2_000))
+    write_run(tmp_path, replace(config_of("inception_res", "quick"), width=0.5))
     runs, errors = read_runs(tmp_path, "quick")
     found = report_runs(runs, "quick")
     assert len(runs) == 4 and not errors
@@ -264,7 +266,7 @@ def test_the_reports_runs_are_told_from_others(tmp_path: Path):
         ("step,loss\n1,\0\n", r":2: loss is not a finite number: '\x00'"),
         ("step,loss\n1,2\r\r\n", r":2: loss is not a finite number: '2\r'"),
         ("step,loss\n1,é\n", r":2: loss is not a finite number: '\xc3\xa9'"),
-        ("step,loss\n1,2\n", ": 1 whole rows; summary.json says 250"),
+        ("step,loss\n1,2\n", ": 1 whole rows; summary.json says 500"),
     ],
 )
 def test_a_malformed_log_is_named_with_its_line(folder: Path, content: str, complaint: str):

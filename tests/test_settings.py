@@ -29,7 +29,7 @@ RECIPE = {
     "probe_every": 0, "options": {},
 }  # fmt: skip
 LAPTOP = RECIPE | {"width": 0.25}
-QUICK = RECIPE | {"width": 0.125, "train_size": 5_000, "test_size": 2_000}
+QUICK = RECIPE | {"width": 0.125, "train_size": 10_000, "test_size": 2_000}
 # Santurkar et al. (2018), section 3.2.
 PAPER = RECIPE | {"weight_decay": 0.0, "init": "xavier", "batch_size": 128, "augment": False, "probe_every": 100}
 PAPER_QUICK = PAPER | {"width": 0.25, "train_size": 5_120, "test_size": 2_000, "probe_every": 10}
@@ -61,14 +61,14 @@ def run(recipe: dict, model: str, optimizer: str, lr: float, **own) -> dict:
     [
         ("python MyVGG.py", 200, run(RECIPE, "vgg_a", "adam", 1e-3)),
         ("python MyVGG.py --preset report", 200, run(RECIPE, "vgg_a", "adam", 1e-3)),
-        ("python MyVGG.py --preset laptop", 20, run(LAPTOP, "vgg_a", "adam", 1e-3)),
-        ("python MyVGG.py --preset quick", 5, run(QUICK, "vgg_a", "adam", 1e-3)),
+        ("python MyVGG.py --preset laptop", 24, run(LAPTOP, "vgg_a", "adam", 1e-3)),
+        ("python MyVGG.py --preset quick", 8, run(QUICK, "vgg_a", "adam", 1e-3)),
         ("python MyVGG.py --preset paper", 39, run(PAPER, "vgg_a", "sgd", 0.1)),
         ("python MyVGG.py --preset paper-quick", 10, run(PAPER_QUICK, "vgg_a", "sgd", 0.1)),
         ("python MyFramework.py", 300, run(RECIPE, "inception_res", "adam", 1e-4)),
         ("python MyFramework.py --preset report", 300, run(RECIPE, "inception_res", "adam", 1e-4)),
-        ("python MyFramework.py --preset laptop", 20, run(LAPTOP, "inception_res", "adam", 1e-4)),
-        ("python MyFramework.py --preset quick", 5, run(QUICK, "inception_res", "adam", 1e-4)),
+        ("python MyFramework.py --preset laptop", 24, run(LAPTOP, "inception_res", "adam", 1e-4)),
+        ("python MyFramework.py --preset quick", 8, run(QUICK, "inception_res", "adam", 1e-4)),
     ],
 )
 def test_the_settings_of_a_preset(command, epochs, expected):
@@ -121,10 +121,14 @@ def trainings(*flags: str) -> str:
     return TRAININGS.format(*(flags if len(flags) > 1 else flags * 9))
 
 
+# The last three commands are a tenth as long, and at least the three epochs that a final accuracy needs.
+LAPTOP_FLAGS, QUICK_FLAGS = (
+    (f"--preset {preset}",) * 6 + (f"--preset {preset} --epochs 3",) * 3 for preset in ("laptop", "quick")
+)
 LISTS = {
     "report": trainings(*(f"--epochs {n}" for n in EPOCHS)) + SURFACE.format("report", 25, 2000),
-    "laptop": trainings("--preset laptop") + SURFACE.format("laptop", 25, 512),
-    "quick": trainings("--preset quick") + SURFACE.format("quick", 11, 512),
+    "laptop": trainings(*LAPTOP_FLAGS) + SURFACE.format("laptop", 25, 512),
+    "quick": trainings(*QUICK_FLAGS) + SURFACE.format("quick", 11, 512),
     "paper": "python MyVGG.py --preset paper\npython MyVGG.py --bn --preset paper\n",
     "paper-quick": "python MyVGG.py --preset paper-quick\npython MyVGG.py --bn --preset paper-quick\n",
 }
@@ -138,7 +142,7 @@ def test_the_commands_of_a_preset(preset, capsys):
 
 def test_the_commands_of_several_seeds_into_another_folder(capsys):
     assert reproduce.main(["quick", "--list", "--seed", "3", "1", "--results", "a b"]) == 0
-    expected = trainings("--preset quick --seed 3 1 --results 'a b'") + (
+    expected = trainings(*(f"{flags} --seed 3 1 --results 'a b'" for flags in QUICK_FLAGS)) + (
         "python landscape.py surface 'a b/quick/vgg_a/adam-lr1e-3-wd1e-4-seed3' "
         "'a b/quick/vgg_a_bn/adam-lr1e-3-wd1e-4-seed3' --points 11 --images 512\n"
     )
@@ -213,9 +217,9 @@ RUNS = {
 @pytest.mark.parametrize(
     "preset, epochs, of_preset",
     [
-        ("report", None, {}),
-        ("laptop", 20, {"width": 0.25}),
-        ("quick", 5, {"width": 0.125, "train_size": 5_000, "test_size": 2_000}),
+        ("report", EPOCHS, {}),
+        ("laptop", (24,) * 6 + (3,) * 3, {"width": 0.25}),
+        ("quick", (8,) * 6 + (3,) * 3, {"width": 0.125, "train_size": 10_000, "test_size": 2_000}),
     ],
 )
 def test_what_a_command_of_the_list_trains(place, preset, epochs, of_preset):
@@ -225,7 +229,7 @@ def test_what_a_command_of_the_list_trains(place, preset, epochs, of_preset):
         assert len(trained) == len(RUNS[place])
         for (got_epochs, folder, config), (name, below, settings) in zip(trained, RUNS[place], strict=True):
             expected = settings | of_preset | {"seed": seed}
-            assert (got_epochs, asdict(config)) == (epochs or EPOCHS[place], expected), name
+            assert (got_epochs, asdict(config)) == (epochs[place], expected), name
             assert folder == f"results/{preset}/{below.replace('seed0', f'seed{seed}')}"
             # What figures and verdicts look for under that name is the same run.
             assert asdict(config_of(name, preset, seed)) == expected

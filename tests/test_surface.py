@@ -34,9 +34,10 @@ from cifar_lab.networks import build, describe
 from cifar_lab.run_folder import checkpoint
 from cifar_lab.run_folder.reader import read_run, read_runs
 from cifar_lab.run_folder.schema import RunFileError
-from cifar_lab.settings import RunConfig
 
 torch.set_num_threads(1)
+
+IMAGES = config_of("vgg_a_lr0.001", "quick").train_size  # of which a surface's are chosen
 
 ROOT = Path(landscape.__file__).parent
 
@@ -343,7 +344,7 @@ def test_figures_side_by_side(tmp_path, dims, highest):
     losses[0] = highest
     surfaces = {}
     for model in ("vgg_a", "vgg_a_bn"):
-        folder = write_run(tmp_path, RunConfig(model, lr=1e-3, width=0.125, train_size=5000, test_size=2000))
+        folder = write_run(tmp_path, replace(config_of("vgg_a_lr0.001", "quick"), model=model))
         surfaces[read_run(folder)] = read_surface(surface_file(folder, grid, losses))
     figures = Figures()
     draw(figures, tmp_path / "figures", surfaces)
@@ -432,8 +433,8 @@ def images(monkeypatch):
     """A data set of noise in the place of CIFAR-10."""
     rng = np.random.default_rng(0)
     noise = type("Noise", (), {})()
-    noise.train_images = rng.integers(0, 256, (5000, 32, 32, 3), dtype=np.uint8)
-    noise.train_labels = rng.integers(0, 10, 5000, dtype=np.uint8)
+    noise.train_images = rng.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
+    noise.train_labels = rng.integers(0, 10, IMAGES, dtype=np.uint8)
     monkeypatch.setattr(landscape, "load", lambda data_dir=None: noise)
     return noise
 
@@ -451,7 +452,7 @@ def test_command_line(tmp_path, images, capsys):
     for folder in folders:
         found = read_surface(folder / f"{stem}.csv")
         model, _ = checkpoint.load_model(folder)
-        chosen = np.random.default_rng(0).permutation(5000)[:20]
+        chosen = np.random.default_rng(0).permutation(IMAGES)[:20]
         x = torch.from_numpy(images.train_images[chosen]).permute(0, 3, 1, 2) / 255 * 2 - 1
         with torch.no_grad():
             expected = F.cross_entropy(model(x), torch.from_numpy(images.train_labels[chosen]).long())
@@ -468,7 +469,7 @@ def test_an_inception_along_one_direction(tmp_path, images):
     assert landscape.main(["surface", str(folder), *SMALL, *flags]) == 0
     found = read_surface(folder / "surface-1d-3-range0.5-20images-seed3-train.csv")
     model, _ = checkpoint.load_model(folder)
-    chosen = np.random.default_rng(3).permutation(5000)[:20]
+    chosen = np.random.default_rng(3).permutation(IMAGES)[:20]
     x = torch.from_numpy(images.train_images[chosen]).permute(0, 3, 1, 2) / 255 * 2 - 1
     y = torch.from_numpy(images.train_labels[chosen]).long()
     expected = slow_surface(model.eval(), x, y, [(-0.5, 0), (0, 0), (0.5, 0)], seed=3)
@@ -521,7 +522,7 @@ def test_folders_that_will_not_do(tmp_path, images, capsys):
     "words",
     [
         ["--points", "4"], ["--points", "1"], ["--points", "x"], ["--range", "0"], ["--range", "inf"],
-        ["--images", "1"], ["--images", "5001"], ["--seed", "-1"], ["--mode", "test"], ["--dims", "3"],
+        ["--images", "1"], ["--images", str(IMAGES + 1)], ["--seed", "-1"], ["--mode", "test"], ["--dims", "3"],
         ["--device", "tpu"], ["--data-dir", ""], ["--what"],
     ],
 )  # fmt: skip
@@ -541,8 +542,8 @@ def test_signals_end_it_after_a_whole_row(tmp_path, number, status):
     script = (
         "import sys, types, numpy as np, landscape\n"
         "rng = np.random.default_rng(0)\n"
-        "noise = types.SimpleNamespace(train_images=rng.integers(0, 256, (5000, 32, 32, 3), dtype=np.uint8),\n"
-        "                              train_labels=rng.integers(0, 10, 5000, dtype=np.uint8))\n"
+        f"noise = types.SimpleNamespace(train_images=rng.integers(0, 256, ({IMAGES}, 32, 32, 3), dtype=np.uint8),\n"
+        f"                              train_labels=rng.integers(0, 10, {IMAGES}, dtype=np.uint8))\n"
         "landscape.load = lambda data_dir=None: noise\n"
         "sys.exit(landscape.main(sys.argv[1:]))\n"
     )

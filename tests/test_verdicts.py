@@ -31,9 +31,10 @@ from cifar_lab.report import verdict_tables, verdicts
 from cifar_lab.report.claims import ABOVE_0, BELOW_0, BELOW_1, CLAIMS, Measure
 from cifar_lab.report.verdicts import Estimate, judge_all, open_claims
 from cifar_lab.run_folder.reader import read_runs
+from cifar_lab.settings import ALL_PRESETS
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-STEPS = 250  # of a run at the quick preset
+STEPS = 500  # of five epochs at the quick preset
 
 
 def judged(results, claim, preset="quick"):
@@ -50,7 +51,7 @@ def level(accuracy):
 
 
 def write_bands(results, plain, bn, seed=0):
-    """The eight runs of the landscape; plain, bn: the losses (250,) of each learning rate."""
+    """The eight runs of the landscape; plain, bn: the losses (STEPS,) of each learning rate."""
     for names, curves in ((PLAIN_BAND, plain), (BN_BAND, bn)):
         for name, losses in zip(names, curves, strict=True):
             write_run(results, name, seed=seed, losses=losses)
@@ -205,7 +206,8 @@ def test_a_run_in_progress_decides_nothing(tmp_path):
     assert verdict.commands == (f"{command} --results {tmp_path}",)
 
 
-def test_a_shorter_run_is_noted(tmp_path):
+def test_a_shorter_run_is_noted(tmp_path, monkeypatch):
+    monkeypatch.setitem(ALL_PRESETS["quick"], "epochs", 5)
     write_run(tmp_path, "inception", epochs=3)
     write_run(tmp_path, "inception_res")
     assert judged(tmp_path, "residual").notes == ("inception has 3 epochs instead of 5",)
@@ -278,14 +280,14 @@ def test_speed_takes_not_reached_as_censored(tmp_path, bn, plain, outcome, words
 
 
 def test_a_diverged_run_is_missing_from_the_band(tmp_path):
-    for results, length in (("whole", STEPS), ("late", 200), ("early", 50)):
+    for results, length in (("whole", STEPS), ("late", 300), ("early", 100)):
         *others, last = flat_band(1, 2)
         for name, losses in zip(PLAIN_BAND + BN_BAND, [*others, last[:length], *flat_band(1, 1.5)], strict=True):
             diverged = len(losses) + 1 if len(losses) < STEPS else None
             write_run(tmp_path / results, name, losses=losses, diverged_at_step=diverged)
     widths = {name: judged(tmp_path / name, "bn-band").estimates[4].mean for name in ("whole", "late", "early")}
-    assert widths["whole"] == widths["late"] == pytest.approx(1)  # the band is the first half of the run: 125 steps
-    assert widths["early"] == pytest.approx((50 * 1 + 75 * 2 / 3) / 125)
+    assert widths["whole"] == widths["late"] == pytest.approx(1)  # the band is the first half of the run: 250 steps
+    assert widths["early"] == pytest.approx((100 * 1 + 150 * 2 / 3) / 250)
 
 
 # --- The tables -------------------------------------------------------------------------------------------------------

@@ -292,9 +292,7 @@ def _plan(name: str, preset: str, runs: Iterable[Run]) -> Plan:
 
 def planned_epochs(run: str, preset: str) -> int:
     """How many epochs the named run has at a preset."""
-    if preset == "report":
-        return next(e.epochs for e in known_experiments(preset) if run in e.names)
-    return ALL_PRESETS[preset]["epochs"]
+    return next(e.epochs_at(preset) for e in known_experiments(preset) if run in e.names)
 
 
 def listed(seeds: Iterable[int]) -> str:
