@@ -16,6 +16,7 @@ from torchvision import transforms
 from cifar_lab.networks import NETWORKS, StepDropout
 from cifar_lab.optimizers import OPTIMIZERS as ENTRIES
 from cifar_lab.settings import RunConfig
+from cifar_lab.width import parameter_groups
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -68,7 +69,7 @@ def network(config: RunConfig, device: torch.device) -> tuple[nn.Module, torch.o
     model = model.to(device).train()
     options = ENTRIES[config.optimizer].options
     optimizer = OPTIMIZERS[config.optimizer](
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, **options
+        parameter_groups(config, model), lr=config.lr, weight_decay=config.weight_decay, **options
     )
     return model, optimizer
 

@@ -15,21 +15,26 @@ class Optimizer:
     kind: str  # name in torch.optim
     options: Mapping[str, Any] = field(default_factory=dict)  # in place of PyTorch's defaults
     momentum: bool = False  # whether it takes --momentum
+    adaptive: bool = True  # whether the gradient is divided by its own size, so that its scale does not matter
+    decoupled: bool = False  # whether weight decay shrinks the weights, apart from the gradient
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
     # Kingma & Ba (2015); weight decay is added to the gradient.
     "adam": Optimizer("Adam", "#E69F00", "Adam"),
     # Loshchilov & Hutter (2019); weight decay shrinks the weights, apart from the gradient.
-    "adamw": Optimizer("AdamW", "#56B4E9", "AdamW"),
+    "adamw": Optimizer("AdamW", "#56B4E9", "AdamW", decoupled=True),
     # Tieleman & Hinton (2012), without momentum; alpha smooths the squared gradient.
     "rmsprop": Optimizer("RMSprop", "#CC79A7", "RMSprop", {"alpha": 0.99}),
-    "sgd": Optimizer("SGD", "#999999", "SGD", momentum=True),
+    "sgd": Optimizer("SGD", "#999999", "SGD", momentum=True, adaptive=False),
 }
 
 
 def build_optimizer(config, parameters: Iterable, device):
-    """The optimizer of a run (`settings.RunConfig`) on a `torch.device`; on CUDA a graph can capture its step."""
+    """The optimizer of a run (`settings.RunConfig`) on a `torch.device`; on CUDA a graph can capture its step.
+
+    parameters: all of the network's, or groups with settings of their own (`width.parameter_groups`).
+    """
     from torch import optim  # plotting reads labels and colours, and does not wait for torch
 
     entry = OPTIMIZERS[config.optimizer]

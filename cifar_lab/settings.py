@@ -113,6 +113,7 @@ class RunConfig:
     seed: int = 0
     momentum: float = 0.0  # SGD only
     width: float | None = 1.0  # None: the network has one width only
+    width_transfer: bool = True  # of rates and decay: `cifar_lab.width`; always true without a width, and at 1
     init: str = "he"
     batch_size: int = 100
     train_size: int = 50_000
@@ -154,6 +155,7 @@ ALL_PRESETS = PRESETS | PAPER_PRESETS
 SHORT = {
     "momentum": "momentum",
     "width": "width",
+    "width_transfer": "notransfer",
     "init": "init",
     "batch_size": "batch",
     "train_size": "train",
@@ -238,6 +240,9 @@ class Settings:
         (0,), "seeds; each is a lockstep group of its own", integer(0, LARGEST_SEED), many=True
     )
     width: float = flag(1.0, "factor on every channel count", real(0, 8, above=True))
+    width_transfer: bool = flag(
+        True, "at another width than 1: same learning rate and weight decay for all widths, not per layer"
+    )
     init: str = flag("he", f"initialization of the weights: {', '.join(INITS)}", choice(*INITS))
     augment: bool = flag(True, "train on the images as they are")
     train_size: int = flag(50_000, "training images used, the first of the data set", integer(2, 50_000))
@@ -295,10 +300,12 @@ class Settings:
         """One lockstep group: a run per optimizer and learning rate. Device and precision are still as asked for."""
         network = self.networks[self.network]
         shared = {f.name: getattr(self, f.name) for f in fields(RunConfig) if hasattr(self, f.name)}
+        width = self.width if network.has_width else None
         shared |= {
             "model": self.network,
             "seed": seed,
-            "width": self.width if network.has_width else None,
+            "width": width,
+            "width_transfer": self.width_transfer or width in (None, 1),
             "options": self._own_flags() | {k: v for k, v in self.options.items() if v != network.options[k].default},
         }
         return [
@@ -340,7 +347,7 @@ def parse(
     parser = Parser(prog, description)
     options = {name: f for network in networks.values() for name, f in network.options.items()}
     for f in fields(cls):
-        if f.metadata and (f.name != "width" or any(n.has_width for n in networks.values())):
+        if f.metadata and (f.name not in ("width", "width_transfer") or any(n.has_width for n in networks.values())):
             _add_flag(parser, f.name, f, cls.presets)
     for name, f in options.items():
         _add_flag(parser, name, f, cls.presets)

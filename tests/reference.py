@@ -304,6 +304,32 @@ def update(
         w -= lr * kept["mean"] / (1 - 0.9**step) / ((kept["square"] / (1 - 0.999**step)).sqrt() + 1e-8)
 
 
+def transfer_factors(model: str, width: float, optimizer: str) -> dict[str, tuple[float, float]]:
+    """What rate and weight decay of each trained weight are multiplied by (Yang et al. 2021, table 3).
+
+    They follow the ratio of a layer's channels to those at width 1, of a shortcut that width 1 does not have the width.
+    """
+    full = {layer.name: layer for layer in layers(model, 1)}
+    found = {}
+    for layer in layers(model, width):
+        same = layer.name in full
+        inputs = layer.inputs / full[layer.name].inputs if same else width
+        outputs = layer.outputs / full[layer.name].outputs if same else width
+        of_outputs = (outputs, outputs**-0.5) if optimizer == "sgd" else (1.0, outputs**-0.5)
+        if layer.inputs == 3:
+            of_weight = of_outputs
+        elif layer.name == "out":
+            of_weight = (1 / inputs, inputs**0.5)
+        else:
+            of_weight = (1.0 if optimizer == "sgd" else 1 / inputs, 1.0)
+        for name, (rate, decay) in {
+            "weight": of_weight,
+            **dict.fromkeys(("bias", "gamma", "beta"), of_outputs),
+        }.items():
+            found[f"{layer.name} {name}"] = (rate, 1 / rate if optimizer == "adamw" else decay)
+    return found
+
+
 # --- Training --------------------------------------------------------------------------------------------------------
 
 
@@ -325,6 +351,7 @@ class Settings:
     scale: float = 0.2
     init: str = "he"
     augment: bool = True
+    transfer: bool = False  # of learning rates and weight decay to the width
 
 
 @dataclass(frozen=True)
@@ -380,6 +407,9 @@ def train(data: dict[str, np.ndarray], s: Settings) -> Trained:
     test_images, test_labels = data["test_images"][: s.test_size], data["test_labels"][: s.test_size]
     weights = initial(s.model, s.width, s.init, s.seed)
     trained = {name: w for name, w in weights.items() if is_trained(name)}
+    factors = dict.fromkeys(trained, (1.0, 1.0))
+    if s.transfer:
+        factors = transfer_factors(s.model, s.width, s.optimizer)
     kept: dict[str, dict] = {name: {} for name in trained}
     done = Trained(weights=weights)
     for epoch in range(1, s.epochs + 1):
@@ -392,7 +422,8 @@ def train(data: dict[str, np.ndarray], s: Settings) -> Trained:
             done.gradient_norms.append(math.sqrt(sum(g.square().sum().item() for g in gradients)))
             with torch.no_grad():
                 for (name, w), g in zip(trained.items(), gradients, strict=True):
-                    update(s.optimizer, w, g, kept[name], len(done.losses), s.lr, s.weight_decay, s.momentum)
+                    rate, decay = s.lr * factors[name][0], s.weight_decay * factors[name][1]
+                    update(s.optimizer, w, g, kept[name], len(done.losses), rate, decay, s.momentum)
             summed += loss.item() * len(truth)
             right += int((scores.argmax(1) == truth).sum())
             all_margins.append(margins(scores))

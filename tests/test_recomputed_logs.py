@@ -35,11 +35,12 @@ class Group:
 # one of them, their sum is longer than the command.
 GROUPS = {
     "a tenth of the epochs": Group(
-        "MyVGG.py --bn --lrs 0.003 0.01 --seed 2",
+        "MyVGG.py --no-width-transfer --bn --lrs 0.003 0.01 --seed 2",
         {"train_size": 18, "batch_size": 8, "test_size": 90, "epochs": 41}, (8, 8, 2), final=4,
     ),
     "three epochs": Group(
-        "MyFramework.py --optimizer adam adamw rmsprop sgd --momentum 0.9 --lr 0.003 --residual-scale 0.5",
+        "MyFramework.py --no-width-transfer --optimizer adam adamw rmsprop sgd --momentum 0.9 --lr 0.003"
+        " --residual-scale 0.5",
         {"train_size": 60, "batch_size": 28, "test_size": 530, "epochs": 4}, (28, 28, 4), final=3, scale=0.5,
     ),
 }  # fmt: skip

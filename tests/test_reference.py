@@ -92,6 +92,24 @@ CASES = {
          "weight_decay": 0.05},
         losses=5e-5, weights=1e-4,
     ),
+    "VGG-A, momentum, rates of the width": Case(
+        "MyVGG.py --lrs 0.0005 --optimizer sgd --momentum 0.9 --weight-decay 0.01 --seed 4 --no-augment",
+        {"model": "vgg_a", "lr": 0.0005, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01, "seed": 4,
+         "augment": False, "transfer": True},
+        losses=1e-4, weights=2e-4,
+    ),
+    "VGG-A with BatchNorm, rates of the width": Case(
+        "MyVGG.py --bn --lrs 0.000005 --weight-decay 0.05 --no-augment",
+        {"model": "vgg_a_bn", "lr": 0.000005, "optimizer": "adam", "weight_decay": 0.05, "augment": False,
+         "transfer": True},
+        losses=2e-4, weights=2e-4,
+    ),
+    "residual Inception, rates of the width": Case(
+        "MyFramework.py --optimizer adam adamw --lr 0.00003 --weight-decay 0.5 --seed 5",
+        {"model": "inception_res", "lr": 0.00003, "optimizer": ("adam", "adamw"), "weight_decay": 0.5, "seed": 5,
+         "transfer": True},
+        losses=3e-4, weights=3e-3,
+    ),
 }  # fmt: skip
 
 
@@ -126,7 +144,8 @@ def largest_differences(folder: Path, expected: Trained) -> dict[str, float]:
 @pytest.mark.parametrize("name", CASES)
 def test_a_training_is_the_one_that_the_report_describes(name, data, tmp_path):
     case = CASES[name]
-    folders = run(case.command, data, tmp_path, **SIZES)
+    transfer = "" if case.settings.get("transfer") else " --no-width-transfer"
+    folders = run(case.command + transfer, data, tmp_path, **SIZES)
     expected_runs = runs(case.settings)
     assert len(folders) == len(expected_runs)
     arrays = dict(np.load(data / "cifar10.npz"))
@@ -174,7 +193,7 @@ def test_an_optimizer_takes_the_steps_of_its_paper(name, momentum):
 
 def test_probes_are_taken_before_the_update(data, tmp_path):
     """The fourth step size is the learning rate, and the batch is the whole data set: the loss there comes next."""
-    flags = "--optimizer sgd --weight-decay 0 --no-augment --probe-every 1 --lrs 0.02 0.05 --seed 0"
+    flags = "--no-width-transfer --optimizer sgd --weight-decay 0 --no-augment --probe-every 1 --lrs 0.02 0.05 --seed 0"
     sizes = SIZES | {"train_size": 60, "batch_size": 60, "test_size": 30, "epochs": 6}
     folders = run(f"MyVGG.py {flags}", data, tmp_path, **sizes)
     assert len(folders) == 2
@@ -190,7 +209,7 @@ def test_probes_are_taken_before_the_update(data, tmp_path):
 
 def test_probes_are_taken_on_the_steps_own_batch(data, tmp_path):
     """The norm of the gradient, of augmented batches of two sizes, with BatchNorm."""
-    flags = "--bn --lrs 0.001 --optimizer sgd --weight-decay 0.5 --seed 1 --probe-every 2"
+    flags = "--no-width-transfer --bn --lrs 0.001 --optimizer sgd --weight-decay 0.5 --seed 1 --probe-every 2"
     sizes = SIZES | {"test_size": 10, "epochs": 1}
     (folder,) = run(f"MyVGG.py {flags}", data, tmp_path, **sizes).values()
     settings = {"model": "vgg_a_bn", "lr": 0.001, "optimizer": "sgd", "weight_decay": 0.5, "seed": 1}

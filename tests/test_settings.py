@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 SCRIPTS = {"MyVGG.py": MyVGG, "MyFramework.py": MyFramework}
 # Every setting of the report's recipe; a run's model, optimizer, learning rate and seed come on top.
 RECIPE = {
-    "weight_decay": 1e-4, "momentum": 0.0, "width": 1.0, "init": "he", "batch_size": 100,
+    "weight_decay": 1e-4, "momentum": 0.0, "width": 1.0, "width_transfer": True, "init": "he", "batch_size": 100,
     "train_size": 50_000, "test_size": 10_000, "augment": True, "device": "auto", "precision": "auto",
     "probe_every": 0, "options": {},
 }  # fmt: skip
@@ -253,6 +253,7 @@ def test_what_the_paper_presets_train(preset, epochs, recipe):
     [
         ("--no-augment", "adam-lr1e-3-wd1e-4-seed0-noaugment"),
         ("--init pytorch --width 0.5", "adam-lr1e-3-wd1e-4-seed0-width0.5-initpytorch"),
+        ("--no-width-transfer --width 0.5", "adam-lr1e-3-wd1e-4-seed0-width0.5-notransfer"),
         ("--batch-size 64 --train-size 500 --test-size 70", "adam-lr1e-3-wd1e-4-seed0-batch64-train500-test70"),
         ("--precision bf16 --probe-every 20 --seed 12", "adam-lr1e-3-wd1e-4-seed12-bf16-probe20"),
         ("--optimizer sgd --momentum 0.9 --lrs 0.15 --weight-decay 0", "sgd-lr1.5e-1-wd0-seed0-momentum0.9"),
@@ -432,7 +433,7 @@ def test_config_json_holds_what_was_asked_for(data, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"] == {
         "model": "vgg_a", "optimizer": "sgd", "lr": 0.25, "weight_decay": 1e-4, "seed": 3, "momentum": 0.5,
-        "width": 0.03, "init": "xavier", "batch_size": 50, "train_size": 130, "test_size": 20,
+        "width": 0.03, "width_transfer": True, "init": "xavier", "batch_size": 50, "train_size": 130, "test_size": 20,
         "augment": False, "device": "cpu", "precision": "fp32", "probe_every": 0, "options": {},
     }  # fmt: skip
     assert (config["schema"], config["preset"], config["epochs"]) == (2, "report", 1)

@@ -134,7 +134,9 @@ def caveats(runs: Sequence[Run]) -> list[str]:
 
 
 def _width(run: Run) -> str:
-    return "fixed" if run.settings["width"] is None else format(run.settings["width"], "g")
+    if run.settings["width"] is None:
+        return "fixed"
+    return f"{run.settings['width']:g}{'' if run.settings['width_transfer'] else ' without width transfer'}"
 
 
 def seeds_of(runs: Sequence[Run]) -> tuple[int, ...]:

@@ -31,7 +31,6 @@ from cifar_lab.measures.statistics import (
 )
 from cifar_lab.report.claims import CLAIMS, FEWEST_EVENTS, Claim, Measure, Plan
 from cifar_lab.run_folder.reader import Run, read_runs, report_runs
-from cifar_lab.settings import ALL_PRESETS
 
 SUPPORTED, REVERSED, UNDECIDED = "supported", "reversed", "undecided"
 DEPENDS, DIVERGED, NOT_RUN = "depends on the definition", "diverged", "not run"

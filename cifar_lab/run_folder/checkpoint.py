@@ -19,7 +19,7 @@ from torch import nn
 
 from cifar_lab.networks import describe, find_network
 from cifar_lab.run_folder.files import write_whole
-from cifar_lab.run_folder.schema import read_config
+from cifar_lab.run_folder.schema import completed, read_config
 from cifar_lab.settings import RunConfig, differing, training_root
 
 NEWEST = "checkpoint.pt"
@@ -80,7 +80,7 @@ def read(path: Path) -> dict:
 
 def check_settings(path: Path, state: dict, config: RunConfig) -> None:
     """Raises CheckpointError if a checkpoint is of a run with other settings."""
-    if differ := differing(state["config"], asdict(config)):
+    if differ := differing(completed(state["config"]), asdict(config)):
         raise CheckpointError(f"{path}: of a run with other settings ({', '.join(differ)})")
 
 

@@ -90,6 +90,7 @@ _SETTINGS = {f.name: {str: _TEXT, bool: _BOOLEAN, int: _integer(0), float: _real
              for f in fields(RunConfig)}  # fmt: skip
 _SETTINGS["width"] = _or_none(_real(0, 8))
 _SETTINGS |= dict.fromkeys(("batch_size", "train_size", "test_size"), _integer(1))
+_FACTORS = {"rate": _real(0), "decay": _real(0), "parameters": _TEXT}  # of the width transfer; names, space-separated
 _NETWORK = {
     "script": _TEXT, "label": _TEXT, "colour": _or_none(_form("#[0-9a-fA-F]{6}", "a colour as #rrggbb")),
     "fingerprint": _or_none(_form("[0-9a-f]{16}", "16 hexadecimal digits")),
@@ -119,19 +120,29 @@ def _checked(path: Path, content: Mapping[str, Any], kinds: Mapping[str, Kind]) 
     return checked
 
 
+def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run as this version has them.
+
+    A run from before there was width transfer was trained without; at width 1 that is the same.
+    """
+    return {"width_transfer": settings.get("width", RunConfig.width) in (None, 1), **settings}
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The checked content of config.json; `settings` holds every field of `RunConfig`. Raises RunFileError."""
     path = Path(folder) / "config.json"
     config = _read_json(path)
     if config.get("schema") != SCHEMA or isinstance(config["schema"], bool):
         raise RunFileError(path, f"schema is not {SCHEMA}, the one this version reads")
-    config.setdefault("earlier_environments", [])
+    config = {"earlier_environments": [], "width_factors": []} | config
     presets = _kind(lambda value: _TEXT(value) in ALL_PRESETS, f"one of {', '.join(ALL_PRESETS)}")
     config = _checked(path, config, {
         "preset": presets, "epochs": _integer(1), "settings": _MAPPING, "network": _MAPPING, "environment": _MAPPING,
-        "earlier_environments": lambda value: [_MAPPING(entry) for entry in _LIST(value)],
+        **dict.fromkeys(
+            ("earlier_environments", "width_factors"), lambda value: [_MAPPING(entry) for entry in _LIST(value)]
+        ),
     })  # fmt: skip
-    given = config["settings"]
+    given = completed(config["settings"])
     if unknown := sorted(given.keys() - _SETTINGS.keys()):
         raise RunFileError(path, f"unknown setting {unknown[0]!r:.80}")
     if "model" not in given:
@@ -142,6 +153,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         "network": _checked(path, config["network"], _NETWORK),
         "environment": _checked(path, config["environment"], _ENVIRONMENT),
         "earlier_environments": [_checked(path, entry, _ENVIRONMENT) for entry in config["earlier_environments"]],
+        "width_factors": [_checked(path, entry, _FACTORS) for entry in config["width_factors"]],
     }
 
 

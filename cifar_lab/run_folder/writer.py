@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -168,8 +169,11 @@ class Recorder:
         os.replace(self.folder, aside)
         return aside
 
-    def start(self, epochs: int, described: dict) -> None:
-        """Makes the folder of a new run, or brings config.json of an old one up to date. Raises OSError."""
+    def start(self, epochs: int, described: dict, width_factors: Sequence[dict] = ()) -> None:
+        """Makes the folder of a new run, or brings config.json of an old one up to date. Raises OSError.
+
+        width_factors: `width.recorded`; left out of config.json if there are none.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             files.remove_unfinished(self.folder / name)
@@ -185,6 +189,7 @@ class Recorder:
             "preset": self.preset,
             "settings": asdict(self.config),
             "network": self._network,
+            **({"width_factors": list(width_factors)} if width_factors else {}),
             "epochs": epochs,
             "command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
             "environment": described,

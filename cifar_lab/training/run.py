@@ -17,6 +17,7 @@ from cifar_lab.run_folder.writer import Recorder
 from cifar_lab.training.loader import Loader
 from cifar_lab.training.plan import DROPOUT, INITIALIZATION, stream_seed
 from cifar_lab.training.position import Position
+from cifar_lab.width import parameter_groups, recorded
 
 
 class TrainingRun:
@@ -44,7 +45,9 @@ class TrainingRun:
         self._step = loader.step.clone() if loader.device.torch.type == "cpu" else loader.step
         for i, dropout in enumerate(dropouts):
             dropout.follow(self._step, stream_seed(self.config.seed, DROPOUT) + (i << 24))
-        self.optimizer = build_optimizer(self.config, self.model.parameters(), loader.device.torch)
+        groups = parameter_groups(self.config, self.model)
+        self.optimizer = build_optimizer(self.config, groups, loader.device.torch)
+        self.width_factors = recorded(self.config, self.model)
         self.position = Position(loader.steps)
         self.ended = False
         # Of the epoch under way, on the device; the host reads them about once a second.

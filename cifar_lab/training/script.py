@@ -158,7 +158,7 @@ def open_group(
             run = TrainingRun(description, label, recorder, loader, threads)
             if run.resume(console.say):
                 console.say(f"{recorder.folder}: continues after epoch {run.position.epochs}, step {run.position.step}")
-            recorder.start(settings.epochs, described | {"threads": threads})
+            recorder.start(settings.epochs, described | {"threads": threads}, run.width_factors)
             runs.append(run)
         group = Lockstep(
             runs, loader, console, stop, epochs=settings.epochs, checkpoint_seconds=settings.checkpoint_seconds,

@@ -1,0 +1,120 @@
+"""Width transfer: learning rates and weight decay at a width other than 1, relative to width 1.
+
+With the same learning rate, a narrow network changes less per step than a wide one: of four rates another one is the
+best. The maximal update parametrization (Yang et al. 2021, "Tensor Programs V: Tuning Large Neural Networks via
+Zero-Shot Hyperparameter Transfer", table 3) scales the rate per parameter such that the activations of every width
+change by the same relative amount. A run keeps the rate and the decay of width 1 in its name and settings ("1e-3" stays
+1e-3); each parameter has them times a factor, of which this is the table:
+
+    parameters                              rate, adaptive   rate, SGD   decoupled decay   decay in the gradient
+    input: first convolution, biases, norms       1              r            1 / rate            r^-1/2
+    hidden: all other weights                    1 / r           1            1 / rate              1
+    output: the last linear layer                1 / r          1 / r         1 / rate            r^1/2
+
+For hidden and output weights r is the layer's fan-in over its fan-in at width 1; for the others it is the parameter's
+size over its size at width 1. Channel counts are rounded and at least 8, so that layers differ in it. Decoupled decay
+(AdamW) shrinks a weight by rate times decay per step, whose product stays what it is at width 1, as in mup/optim.py of
+that paper. Decay in the gradient keeps the ratio of decay times weight to gradient that width 1 has at initialization
+with PyTorch's output layer; this rule is not from the paper.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import nn
+
+from cifar_lab.networks import build
+from cifar_lab.optimizers import OPTIMIZERS, Optimizer
+from cifar_lab.settings import RunConfig
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What the learning rate and the weight decay of a parameter are multiplied by."""
+
+    rate: float = 1.0
+    decay: float = 1.0
+
+
+def factors_of(optimizer: Optimizer, role: str, r: float) -> Factors:
+    """The table above. role: input, hidden or output."""
+    adaptive = {"input": 1.0, "hidden": 1 / r, "output": 1 / r}
+    plain = {"input": r, "hidden": 1.0, "output": 1 / r}
+    in_the_gradient = {"input": r**-0.5, "hidden": 1.0, "output": r**0.5}
+    rate = (adaptive if optimizer.adaptive else plain)[role]
+    return Factors(rate, 1 / rate if optimizer.decoupled else in_the_gradient[role])
+
+
+def factors(config: RunConfig, model: nn.Module) -> dict[str, Factors]:
+    """The factors of each parameter of a run's network, by its name."""
+    optimizer = OPTIMIZERS[config.optimizer]
+    scaled = {name: factors_of(optimizer, role, r) for name, role, r in _roles(config, model)}
+    return {name: scaled.get(name, Factors()) for name, _ in model.named_parameters()}
+
+
+def parameter_groups(config: RunConfig, model: nn.Module) -> list[dict]:
+    """The network's parameters as torch.optim takes them: a group per pair of factors, one group if all are 1."""
+    groups: dict[Factors, list[nn.Parameter]] = {}
+    for parameter, f in zip(model.parameters(), factors(config, model).values(), strict=True):
+        groups.setdefault(f, []).append(parameter)
+    return [
+        {"params": parameters, "lr": config.lr * f.rate, "weight_decay": config.weight_decay * f.decay}
+        for f, parameters in groups.items()
+    ]
+
+
+def recorded(config: RunConfig, model: nn.Module) -> list[dict]:
+    """The groups for config.json: rate, decay, and the parameters' names in a line; none if all factors are 1."""
+    groups: dict[Factors, list[str]] = {}
+    for name, f in factors(config, model).items():
+        groups.setdefault(f, []).append(name)
+    if set(groups) <= {Factors()}:
+        return []
+    return [asdict(f) | {"parameters": " ".join(names)} for f, names in groups.items()]
+
+
+def _output(model: nn.Module) -> list[nn.Module]:
+    """The output layer: the last linear layer, of a network without any the last convolution."""
+    layers = [module for module in model.modules() if isinstance(module, LAYERS)]
+    return ([module for module in layers if isinstance(module, nn.Linear)] or layers)[-1:]
+
+
+def _roles(config: RunConfig, model: nn.Module) -> Iterator[tuple[str, str, float]]:
+    """Name, role and r of each parameter; none at width 1 and without width transfer.
+
+    Roles are told from shapes. A matrix or filter whose fan-in does not change with the width is an input: the first
+    convolution, whose input is the image, and depthwise convolutions. So is, outside of linear layers and convolutions,
+    whatever grows with the width in one dimension only: biases, norms, embeddings. What grows in two (recurrent or
+    attention weights that are no linear layer) is hidden. A parameter that several layers share counts once, as a
+    linear layer's or convolution's if it is one's. A layer that width 1 does not have (a projection between channel
+    counts that differ after rounding) has the width itself for r.
+    """
+    if not config.width_transfer or config.width in (None, 1):
+        return
+    at_width_1 = dict(_at_width_1(config).named_parameters())
+    layers = {id(p) for m in model.modules() if isinstance(m, LAYERS) for p in m.parameters()}
+    output = {id(p) for m in _output(model) for p in m.parameters()}
+    for name, parameter in model.named_parameters():
+        fan_in = fan_out = size = config.width
+        if (full := at_width_1.get(name)) is not None:
+            size = parameter.numel() / full.numel()
+            fan_out = len(parameter) / len(full) if parameter.dim() else 1.0
+            fan_in = size / fan_out
+        if parameter.dim() > 1 and fan_in != 1 and (id(parameter) in layers or fan_out != 1):
+            yield name, "output" if id(parameter) in output else "hidden", fan_in
+        else:
+            yield name, "input", size
+
+
+def _at_width_1(config: RunConfig) -> nn.Module:
+    """The run's network at width 1, for its shapes: on the meta device, or, if it cannot be built there, on the CPU."""
+    full = replace(config, width=1.0)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return build(full)
+        except Exception:  # a user's builder may need values
+            return build(full)
