@@ -98,7 +98,8 @@ _RATES = (1e-3, 1e-2)
 SCALED_RATES, UNSCALED_RATES = (tuple(f"inception_res_scale{s}_lr{lr:g}" for lr in _RATES) for s in ("0.2", "1.0"))
 CONTROLS: tuple[Experiment, ...] = (
     Experiment(_INCEPTION, "inception", _PLAIN | _NO_L2, 200, ("inception_matched",), 1.18),
-    Experiment(_INCEPTION, "inception_res", _RESIDUAL | {"weight_decay": 0.0, "lrs": _RATES}, 20, SCALED_RATES, short=True),
+    Experiment(_INCEPTION, "inception_res", _RESIDUAL | {"weight_decay": 0.0, "lrs": _RATES}, 20,
+               SCALED_RATES, short=True),
     Experiment(_INCEPTION, "inception_res", _RESIDUAL | {"residual_scale": 1.0, "weight_decay": 0.0, "lrs": _RATES}, 20,
                UNSCALED_RATES, short=True),
 )  # fmt: skip

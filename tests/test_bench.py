@@ -6,7 +6,20 @@ from argparse import Namespace
 import pytest
 import torch
 
-from bench import accuracy, bench, gpu_check, ours, output, profile_step, program, report_slice, scaling, table, timing
+from bench import (
+    accuracy,
+    bench,
+    coordinates,
+    gpu_check,
+    ours,
+    output,
+    profile_step,
+    program,
+    report_slice,
+    scaling,
+    table,
+    timing,
+)
 from cifar_lab.data.cache import DataError
 from cifar_lab.experiments import EXPERIMENTS
 from cifar_lab.run_folder.reader import read_runs, report_runs
@@ -139,6 +152,22 @@ def test_made_up_logs_are_those_of_every_run_of_the_report(tmp_path):
     assert all(run.complete and run.epochs_done == 2 and len(run.losses) == 1000 for run in runs)
 
 
+def test_coordinates(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(coordinates, "WIDTHS", (0.03, 1.0))
+    monkeypatch.setattr(coordinates, "BATCH", 4)
+    flags = ["--models", "vgg_a", "--seeds", "3", "--steps", "1", "--device", "cpu", "--output", str(tmp_path)]
+    assert coordinates.main(flags) == 0
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".png", ".svg"}
+    written = json.loads(next(tmp_path.glob("*.json")).read_text())["changes"]["vgg_a"]
+    one, transfer = written["one rate"], written["width transfer"]
+    assert len(one) == len(transfer) == 11
+    assert all(a[1] == b[1] and a[0] != b[0] for a, b in zip(one.values(), transfer.values(), strict=True))
+    a, b = one["head.0"], transfer["head.0"]
+    row = [f"{a[0]:.3f}", f"{a[1]:.3f}", f"{max(a) / min(a):.2f}", f"{b[0]:.3f}", f"{max(b) / min(b):.2f}"]
+    assert f"| head.0 | {' | '.join(row)} |" in next(tmp_path.glob("*.md")).read_text()
+    assert "vgg_a          largest spread" in capsys.readouterr().out
+
+
 def test_profile(capsys):
     assert profile_step.main(["--models", "vgg_a", "--width", "0.03", "--steps", "1", "--device", "cpu"]) == 0
     assert "| `aten::convolution_backward` |" in capsys.readouterr().out
@@ -188,6 +217,7 @@ def test_random_images_stand_in_for_the_gpu_check(monkeypatch, capsys):
     [
         (accuracy, "--seeds"),
         (bench, "--seconds"),
+        (coordinates, "--steps"),
         (gpu_check, "--seconds"),
         (profile_step, "--steps"),
         (report_slice, "--seconds"),

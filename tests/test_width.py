@@ -16,6 +16,8 @@ from torch.nn.utils import parametrizations
 
 import MyFramework  # noqa: F401  (registers its networks)
 import MyVGG
+from bench import coordinates
+from cifar_lab.data.cache import load
 from cifar_lab.experiments import config_of
 from cifar_lab.figures.style import settings_text
 from cifar_lab.networks import NETWORKS, build
@@ -24,6 +26,7 @@ from cifar_lab.run_folder.reader import read_run, read_runs
 from cifar_lab.run_folder.schema import RunFileError, read_config
 from cifar_lab.settings import RunConfig, run_name
 from cifar_lab.training import script
+from cifar_lab.training.device import Device
 from cifar_lab.width import factors, factors_of, parameter_groups, recorded
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -333,6 +336,42 @@ def test_a_run_without_it_is_another_one(tmp_path, synthetic_data):
 
 
 # --- What it is for ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    """Six batches of 50: images (6, 50, 3, 32, 32) and labels (6, 50)."""
+    data = load()
+    pixels = torch.from_numpy(data.train_images[:300]).permute(0, 3, 1, 2) / 127.5 - 1
+    return pixels.view(6, 50, 3, 32, 32), torch.from_numpy(data.train_labels[:300]).long().view(6, 50)
+
+
+def test_each_layer_changes_by_the_same_amount_at_every_width(images):
+    """Five steps of Adam at 1e-4, mean over three seeds: at width 0.125 the first layers have 8 channels.
+
+    The logits are left out: what they were before counts for little there, and is larger in a narrow network.
+    """
+    sides = coordinates.changes(RunConfig("vgg_a"), [0, 1, 2], *images, Device(CPU, "fp32"))
+    without, with_transfer = ([max(row) / min(row) for row in of.values()] for of in sides.values())
+    assert all(list(of) == [name.removesuffix(".weight") for name in WEIGHTS] for of in sides.values())
+    assert max(with_transfer[:-1]) < 1.6
+    assert min(without[1:-1]) > 2  # the first convolution has the same rate either way
+
+
+def test_a_relative_change_by_hand(monkeypatch):
+    """One layer without bias, zero but for a weight of 2: a step of SGD adds the learning rate times minus gradient."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10, bias=False))
+    nn.init.zeros_(net[1].weight)
+    net[1].weight.data[0, 0] = 2.0
+    register(monkeypatch, lambda: net)
+    images = torch.zeros(2, 6, 3, 32, 32)
+    images[:, :, 0, 0, 0] = 1.0
+    labels = torch.zeros(2, 6, dtype=torch.int64)
+    config = RunConfig("own", "sgd", lr=0.5, weight_decay=0.0, width=None, init="pytorch")
+    (change,) = coordinates.relative_changes(config, images, labels, Device(CPU, "fp32")).values()
+    e = np.exp(2.0)
+    gradient = np.array([e / (e + 9) - 1] + [1 / (e + 9)] * 9)
+    assert change == pytest.approx(0.5 * np.linalg.norm(gradient) / 2, rel=1e-5)
 
 
 def test_the_order_of_the_learning_rates_is_that_of_width_1(tmp_path):
