@@ -16,7 +16,7 @@ from torchvision import transforms
 from cifar_lab.networks import NETWORKS, StepDropout
 from cifar_lab.optimizers import OPTIMIZERS as ENTRIES
 from cifar_lab.settings import RunConfig
-from cifar_lab.width import parameter_groups
+from cifar_lab.width import parameter_groups, scale_output
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -63,6 +63,7 @@ def default_precision() -> None:
 def network(config: RunConfig, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The network of a run with PyTorch's own dropout, and its optimizer."""
     model = NETWORKS[config.model].build(config)
+    scale_output(config, model)
     for name, module in list(model.named_children()):
         if isinstance(module, StepDropout):
             setattr(model, name, nn.Dropout(module.p))

@@ -26,7 +26,7 @@ from cifar_lab.networks import NETWORKS, StepDropout, build
 from cifar_lab.optimizers import OPTIMIZERS, build_optimizer
 from cifar_lab.settings import LARGEST_SEED, RunConfig, choice, integer, number, real
 from cifar_lab.training.device import Device
-from cifar_lab.width import parameter_groups
+from cifar_lab.width import parameter_groups, scale_output
 
 WIDTHS = (0.125, 0.25, 0.5, 1.0)
 COLOURS = ("#56B4E9", "#009E73", "#E69F00", "#000000")  # of the widths
@@ -55,6 +55,7 @@ def relative_changes(config: RunConfig, images: Tensor, labels: Tensor, device: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build(config)
+    scale_output(config, model)
     model = device.place(model).train()
     for module in model.modules():
         if isinstance(module, StepDropout):

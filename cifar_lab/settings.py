@@ -113,7 +113,7 @@ class RunConfig:
     seed: int = 0
     momentum: float = 0.0  # SGD only
     width: float | None = 1.0  # None: the network has one width only
-    width_transfer: bool = True  # of rates and decay: `cifar_lab.width`; always true without a width, and at 1
+    width_transfer: bool = True  # rates, decay, output layer: `cifar_lab.width`; always true without a width, and at 1
     init: str = "he"
     batch_size: int = 100
     train_size: int = 50_000
@@ -241,7 +241,7 @@ class Settings:
     )
     width: float = flag(1.0, "factor on every channel count", real(0, 8, above=True))
     width_transfer: bool = flag(
-        True, "at another width than 1: same learning rate and weight decay for all widths, not per layer"
+        True, "at another width than 1: same learning rate, weight decay and output layer for all widths, not per layer"
     )
     init: str = flag("he", f"initialization of the weights: {', '.join(INITS)}", choice(*INITS))
     augment: bool = flag(True, "train on the images as they are")

@@ -1,4 +1,4 @@
-"""Width transfer: learning rates and weight decay at a width other than 1, relative to width 1.
+"""Width transfer: learning rates, weight decay and output layer at a width other than 1, relative to width 1.
 
 With the same learning rate, a narrow network changes less per step than a wide one: of four rates another one is the
 best. The maximal update parametrization (Yang et al. 2021, "Tensor Programs V: Tuning Large Neural Networks via
@@ -16,6 +16,9 @@ size over its size at width 1. Channel counts are rounded and at least 8, so tha
 (AdamW) shrinks a weight by rate times decay per step, whose product stays what it is at width 1, as in mup/optim.py of
 that paper. Decay in the gradient keeps the ratio of decay times weight to gradient that width 1 has at initialization
 with PyTorch's output layer; this rule is not from the paper.
+
+The output layer's initial weights have a standard deviation proportional to 1 / fan-in (same table): PyTorch draws them
+from a uniform distribution with bound 1 / sqrt(fan-in), so they are multiplied by r^-1/2.
 """
 
 from collections.abc import Iterator
@@ -74,6 +77,19 @@ def recorded(config: RunConfig, model: nn.Module) -> list[dict]:
     if set(groups) <= {Factors()}:
         return []
     return [asdict(f) | {"parameters": " ".join(names)} for f, names in groups.items()]
+
+
+@torch.no_grad()
+def scale_output(config: RunConfig, model: nn.Module) -> None:
+    """Multiplies the output layer's weights as they were drawn by r^-1/2, in place.
+
+    A weight that is computed from others (a parametrization of PyTorch's) stays as it is.
+    """
+    output = {id(module._parameters.get("weight")) for module in _output(model)}
+    r_of = {name: r for name, role, r in _roles(config, model) if role == "output"}
+    for name, parameter in model.named_parameters():
+        if name in r_of and id(parameter) in output:
+            parameter *= r_of[name] ** -0.5
 
 
 def _output(model: nn.Module) -> list[nn.Module]:

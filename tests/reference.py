@@ -351,7 +351,7 @@ class Settings:
     scale: float = 0.2
     init: str = "he"
     augment: bool = True
-    transfer: bool = False  # of learning rates and weight decay to the width
+    transfer: bool = False  # of learning rates, weight decay and output layer to the width
 
 
 @dataclass(frozen=True)
@@ -410,6 +410,9 @@ def train(data: dict[str, np.ndarray], s: Settings) -> Trained:
     factors = dict.fromkeys(trained, (1.0, 1.0))
     if s.transfer:
         factors = transfer_factors(s.model, s.width, s.optimizer)
+        inputs, full = (layers(s.model, width)[-1].inputs for width in (s.width, 1))
+        with torch.no_grad():
+            weights["out weight"] *= math.sqrt(full / inputs)
     kept: dict[str, dict] = {name: {} for name in trained}
     done = Trained(weights=weights)
     for epoch in range(1, s.epochs + 1):

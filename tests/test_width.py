@@ -27,7 +27,7 @@ from cifar_lab.run_folder.schema import RunFileError, read_config
 from cifar_lab.settings import RunConfig, run_name
 from cifar_lab.training import script
 from cifar_lab.training.device import Device
-from cifar_lab.width import factors, factors_of, parameter_groups, recorded
+from cifar_lab.width import factors, factors_of, parameter_groups, recorded, scale_output
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -122,9 +122,12 @@ def test_an_optimizer_that_is_not_there_yet_declares_what_decides_its_factors():
 
 
 @pytest.mark.parametrize("model", ["vgg_a_bn", "inception_res"])
-def test_at_width_1_there_is_one_group(model):
+def test_at_width_1_there_is_one_group_and_nothing_is_scaled(model):
     for config in (RunConfig(model), RunConfig(model, width=0.125, width_transfer=False)):
         net = build(config)
+        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        scale_output(config, net)
+        assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
         assert recorded(config, net) == []
         (group,) = parameter_groups(config, net)
         assert all(a is b for a, b in zip(group["params"], net.parameters(), strict=True))
@@ -143,6 +146,18 @@ def test_the_groups_reach_the_optimizer(optimizer):
     ):  # fmt: skip
         assert of_parameter[id(net.get_parameter(name))] == pytest.approx((0.01 * rate, 0.5 * decay)), name
     assert len(of_parameter) == 22
+
+
+def test_the_output_layer_is_drawn_with_a_deviation_of_1_over_fan_in():
+    """Relative to width 1, where PyTorch's uniform distribution has a deviation of 1 / sqrt(3 fan-in)."""
+    for width, fan_in in ((0.125, 64), (0.5, 256), (1.0, 512), (2.0, 1024)):
+        config = RunConfig("vgg_a", width=width)
+        torch.manual_seed(0)
+        net = build(config)
+        others = {name: tensor.clone() for name, tensor in net.state_dict().items() if name != "head.4.weight"}
+        scale_output(config, net)
+        assert net.head[4].weight.std().item() == pytest.approx(512 / fan_in / (3 * 512) ** 0.5, rel=0.06)
+        assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in others.items())
 
 
 # --- A network of one's own -------------------------------------------------------------------------------------------
@@ -187,13 +202,16 @@ def test_a_network_with_other_layers(monkeypatch):
     register(monkeypatch, lambda *, width=1.0: Unusual(width))
     config = RunConfig("own", "sgd", width=2.0, init="pytorch")
     net = build(config)
+    before = net.output.weight.clone()
+    scale_output(config, net)
+    assert torch.equal(net.output.weight, before * 2**-0.5)
     assert {name: f.rate for name, f in factors(config, net).items()} == pytest.approx(UNUSUAL)
     adam = {name: f.rate for name, f in factors(replace(config, optimizer="adam"), net).items()}
     hidden = {name for name, rate in UNUSUAL.items() if rate == 1 and name not in ("gain", "output.bias")}
     assert adam == pytest.approx({name: 1 / 2 if name in hidden | {"output.weight"} else 1 for name in UNUSUAL})
 
 
-def test_a_computed_output_weight(monkeypatch):
+def test_a_computed_output_weight_is_not_scaled(monkeypatch):
     def builder(*, width=1.0):
         return nn.Sequential(
             nn.Linear(3, int(8 * width)), parametrizations.spectral_norm(nn.Linear(int(8 * width), 10))
@@ -202,6 +220,9 @@ def test_a_computed_output_weight(monkeypatch):
     register(monkeypatch, builder)
     config = RunConfig("own", "sgd", width=0.5, init="pytorch")
     net = build(config)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    scale_output(config, net)
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     assert factors(config, net)["1.parametrizations.weight.original"].rate == 2
 
 

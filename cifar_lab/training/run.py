@@ -17,7 +17,7 @@ from cifar_lab.run_folder.writer import Recorder
 from cifar_lab.training.loader import Loader
 from cifar_lab.training.plan import DROPOUT, INITIALIZATION, stream_seed
 from cifar_lab.training.position import Position
-from cifar_lab.width import parameter_groups, recorded
+from cifar_lab.width import parameter_groups, recorded, scale_output
 
 
 class TrainingRun:
@@ -39,6 +39,7 @@ class TrainingRun:
             # Drawn on the CPU, so that the weights do not depend on the device.
             torch.manual_seed(stream_seed(self.config.seed, INITIALIZATION))
             model = build(self.config)
+        scale_output(self.config, model)
         self.model = loader.device.place(model).train()
         dropouts = [module for module in self.model.modules() if isinstance(module, StepDropout)]
         # A CUDA graph advances one counter for all runs; on a CPU they are at steps of their own.
