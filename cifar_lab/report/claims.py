@@ -101,9 +101,9 @@ def _settled_with_differences(preset: str, plans: Sequence[Plan]) -> str:
 
 
 def _same_rates(preset: str, plans: Sequence[Plan]) -> str:
-    if all(plan.config.width == 1 for plan in plans):
+    if all(plan.config.width == 1 or plan.config.width_transfer for plan in plans):
         return ""
-    return "a learning rate that is too large at width 1 is not at a smaller one"
+    return "a learning rate that is too large at width 1 is not at a smaller one without width transfer"
 
 
 # --- The table --------------------------------------------------------------------------------------------------------
