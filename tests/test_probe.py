@@ -293,8 +293,8 @@ def test_parameters_without_effect_or_frozen():
 
 
 def train_vgg(results: Path, data: Path, *more: str) -> dict[float, Path]:
-    """VGG-A of 8 channels under plain SGD; the run folders by learning rate."""
-    argv = trainings.flags(data, "--optimizer", "sgd", "--results", results, *more)
+    """VGG-A of 8 channels under plain SGD, whose step is along the gradient; the run folders by learning rate."""
+    argv = trainings.flags(data, "--optimizer", "sgd", "--no-width-transfer", "--results", results, *more)
     ended = trainings.Training(argv).wait()
     assert (ended.status, ended.err) == (0, "")
     configs = results.glob("*/*/*/config.json")

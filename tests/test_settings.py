@@ -32,7 +32,7 @@ LAPTOP = RECIPE | {"width": 0.25}
 QUICK = RECIPE | {"width": 0.125, "train_size": 10_000, "test_size": 2_000}
 # Santurkar et al. (2018), section 3.2.
 PAPER = RECIPE | {"weight_decay": 0.0, "init": "xavier", "batch_size": 128, "augment": False, "probe_every": 100}
-PAPER_QUICK = PAPER | {"width": 0.25, "train_size": 5_120, "test_size": 2_000, "probe_every": 10}
+PAPER_QUICK = PAPER | {"width": 0.25, "width_transfer": False, "train_size": 5_120, "test_size": 2_000, "probe_every": 10}
 
 
 def asked(command: str) -> list[tuple[int, str, RunConfig]]:
@@ -420,7 +420,7 @@ def test_optimizer_learning_rate_weight_decay_and_momentum_reach_the_optimizer(s
 def test_probe_every_says_at_which_steps_there_are_probes(words, probed, data, tmp_path):
     recorded.train(MyVGG, data, words, wide, results=tmp_path)
     rows = [line.split(",") for path in tmp_path.rglob("probes.csv") for line in path.read_text().splitlines()[1:]]
-    assert [int(row[0]) for row in rows] == [step for step in probed for _ in range(8)]  # 8 step sizes
+    assert [int(row[0]) for row in rows] == [step for step in probed for _ in range(10)]  # 10 step sizes
 
 
 def test_config_json_holds_what_was_asked_for(data, tmp_path):

@@ -372,7 +372,7 @@ def test_each_layer_changes_by_the_same_amount_at_every_width(images):
 
     The logits are left out: what they were before counts for little there, and is larger in a narrow network.
     """
-    sides = coordinates.changes(RunConfig("vgg_a"), [0, 1, 2], *images, Device(CPU, "fp32"))
+    sides = coordinates.changes(RunConfig("vgg_a"), [0, 1, 2], *images, Device(CPU, "fp32", "fp32", 1))
     without, with_transfer = ([max(row) / min(row) for row in of.values()] for of in sides.values())
     assert all(list(of) == [name.removesuffix(".weight") for name in WEIGHTS] for of in sides.values())
     assert max(with_transfer[:-1]) < 1.6
@@ -389,7 +389,7 @@ def test_a_relative_change_by_hand(monkeypatch):
     images[:, :, 0, 0, 0] = 1.0
     labels = torch.zeros(2, 6, dtype=torch.int64)
     config = RunConfig("own", "sgd", lr=0.5, weight_decay=0.0, width=None, init="pytorch")
-    (change,) = coordinates.relative_changes(config, images, labels, Device(CPU, "fp32")).values()
+    (change,) = coordinates.relative_changes(config, images, labels, Device(CPU, "fp32", "fp32", 1)).values()
     e = np.exp(2.0)
     gradient = np.array([e / (e + 9) - 1] + [1 / (e + 9)] * 9)
     assert change == pytest.approx(0.5 * np.linalg.norm(gradient) / 2, rel=1e-5)
