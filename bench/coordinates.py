@@ -146,6 +146,7 @@ def main(argv: list[str]) -> int:
     add("--lr", type=real(0, 1e6, above=True), default=1e-4, help="learning rate at width 1 (1e-4)")
     args = parser.parse_args(argv)
     data, device = program.data_and_device(args)
+    device = replace(device, precision="fp32")  # bf16 rounds by as much as the first layers change
     n = (args.steps + 1) * BATCH
     images = (torch.from_numpy(data.train_images[:n]).permute(0, 3, 1, 2) / 127.5 - 1).unflatten(0, (-1, BATCH))
     labels = torch.from_numpy(data.train_labels[:n]).long().unflatten(0, (-1, BATCH))
