@@ -198,6 +198,7 @@ def main(argv: list[str]) -> int:
     p.add_argument("--piece", type=real(0, 1000), default=3.0, help="seconds of each measurement (3)")
     p.add_argument("--name", default="commands", help="of the result files")
     args = p.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that its commands end with it
     args.flags = [word for flag in args.flags for word in f"--{flag}".split("=")]
     data, device = program.data_and_device(args)
     named = variants(args)
