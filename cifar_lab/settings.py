@@ -128,7 +128,7 @@ class RunConfig:
 # A preset is a set of settings for one purpose; what is not in it has the script's default. Each flag overrides it.
 PRESETS: dict[str, dict] = {
     "report": {},
-    "laptop": {"width": 0.25, "epochs": 24},
+    "laptop": {"width": 0.25, "epochs": 42},
     "quick": {"width": 0.125, "train_size": 10_000, "test_size": 2_000, "epochs": 8},
 }
 # The setting of Santurkar et al. (2018), section 3.2: VGG, plain SGD, learning rate 0.1, batch 128, 15,000 steps,
