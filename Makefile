@@ -4,6 +4,10 @@ SEEDS ?= 0
 # Stop cleanly after so many seconds (make report SECONDS=1500); the same command continues.
 SECONDS_LIMIT := $(if $(SECONDS),--seconds $(SECONDS))
 
+# Without a GPU: make quick CPU_ONLY=1 takes PyTorch's build without CUDA, a tenth of the download.
+CPU_BUILD := https://download.pytorch.org/whl/cpu
+SIZES := $(if $(CPU_ONLY),0.3 GB to download and 1 GB on disk,3 GB to download and 5.7 GB on disk (0.3 and 1 with CPU_ONLY=1))
+
 VENV := .venv
 RUN := $(VENV)/bin/python
 
@@ -11,6 +15,7 @@ RUN := $(VENV)/bin/python
 
 quick laptop report paper paper-quick: data
 	$(RUN) -m cifar_lab.reproduce $@ --seed $(SEEDS) $(SECONDS_LIMIT)
+	@echo "commands of your own: with $(RUN), or with python after: source $(VENV)/bin/activate"
 
 data: $(VENV)/.run
 	$(RUN) -m cifar_lab.data
@@ -36,7 +41,9 @@ mutate: $(VENV)/.mutate data
 	$(RUN) -m tests.mutate --write
 
 $(VENV)/.run: requirements.txt
+	@echo "installing PyTorch and what else is needed into $(VENV): on Linux about $(SIZES)"
 	$(PYTHON) -m venv $(VENV)
+	$(if $(CPU_ONLY),grep ^torch requirements.txt | xargs $(RUN) -m pip install -q --index-url $(CPU_BUILD))
 	$(RUN) -m pip install -q -r requirements.txt
 	touch $@
 

@@ -119,7 +119,9 @@ class Inception(nn.Module):
     width: factor on every channel count.
     """
 
-    def __init__(self, *, residual_scale: float | None = None, bn: bool = False, width: float = 1.0) -> None:
+    def __init__(
+        self, *, residual_scale: float | None = None, bn: bool = False, width: float = 1.0, classes: int = 10
+    ) -> None:
         super().__init__()
         c1, c2 = (scaled(c, width) for c in STEM)
         layers: list[nn.Module] = []
@@ -137,10 +139,10 @@ class Inception(nn.Module):
             channels = block.out
         self.features = nn.Sequential(*layers)  # (B, 1024, 2, 2) at width 1
         self.dropout = StepDropout(DROPOUT_RATE)
-        self.output = nn.Linear(channels, 10)
+        self.output = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, 3, 32, 32) to logits (B, 10)."""
+        """Images (B, 3, 32, 32) to logits (B, classes)."""
         return self.output(self.dropout(self.features(x).mean((2, 3))))
 
 
@@ -148,23 +150,23 @@ RESIDUAL_SCALE = flag(0.2, "factor on the Inception branch of a residual block; 
 
 
 @network("inception", label="Inception v1", colour="#000000")
-def inception(*, width: float = 1.0) -> Inception:
-    return Inception(width=width)
+def inception(*, width: float = 1.0, **options) -> Inception:
+    return Inception(width=width, **options)
 
 
 @network("inception_res", label="residual Inception", colour="#009E73", residual_scale=RESIDUAL_SCALE)
-def inception_res(*, residual_scale: float, width: float = 1.0) -> Inception:
-    return Inception(residual_scale=residual_scale, width=width)
+def inception_res(*, residual_scale: float, width: float = 1.0, **options) -> Inception:
+    return Inception(residual_scale=residual_scale, width=width, **options)
 
 
 @network("inception_bn", label="Inception v1 + BatchNorm")
-def inception_bn(*, width: float = 1.0) -> Inception:
-    return Inception(bn=True, width=width)
+def inception_bn(*, width: float = 1.0, **options) -> Inception:
+    return Inception(bn=True, width=width, **options)
 
 
 @network("inception_res_bn", label="residual Inception + BatchNorm", residual_scale=RESIDUAL_SCALE)
-def inception_res_bn(*, residual_scale: float, width: float = 1.0) -> Inception:
-    return Inception(residual_scale=residual_scale, bn=True, width=width)
+def inception_res_bn(*, residual_scale: float, width: float = 1.0, **options) -> Inception:
+    return Inception(residual_scale=residual_scale, bn=True, width=width, **options)
 
 
 # --- Training --------------------------------------------------------------------------------------------------------

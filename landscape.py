@@ -18,14 +18,18 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import cifar_lab  # noqa: F401  before PyTorch, see there
+
+# isort: split
 import numpy as np
 from tqdm import tqdm
 
 from cifar_lab.data.cache import DataError, load
 from cifar_lab.measures import surface
+from cifar_lab.project import RESULTS
 from cifar_lab.run_folder.reader import presets_in, read_run, read_runs, results_folder
 from cifar_lab.run_folder.schema import RunFileError, read_config
-from cifar_lab.settings import DEVICES, LARGEST_SEED, Parser, Settings, choice, fail, integer, path, real
+from cifar_lab.settings import DEVICES, LARGEST_SEED, Parser, Settings, choice, device_name, fail, integer, path, real
 
 # --- Figures of the runs in a results folder -------------------------------------------------------------------------
 
@@ -33,7 +37,7 @@ from cifar_lab.settings import DEVICES, LARGEST_SEED, Parser, Settings, choice, 
 def parser() -> Parser:
     """The flags of the command line whose first word is not `surface`."""
     p = Parser("landscape.py", __doc__)
-    p.add_argument("results", nargs="?", default="results", type=path, help="results folder (results)")
+    p.add_argument("results", nargs="?", default=RESULTS, type=path, help="results folder (results)")
     return p
 
 
@@ -76,7 +80,7 @@ def surface_parser() -> Parser:
     add("--images", type=integer(2, 50_000), default=default.images, help=f"training images ({default.images})")
     add("--seed", type=integer(0, LARGEST_SEED), default=0, help="seed for directions and image subset (0)")
     add("--mode", type=choice("eval", "train"), default="eval", help="BatchNorm mode: eval or train (eval)")
-    add("--device", type=choice(*DEVICES), default="auto", help=", ".join(DEVICES))
+    add("--device", type=device_name, default="auto", help=", ".join(DEVICES))
     add("--data-dir", type=path, default=None, help="folder of CIFAR-10 (default: $CIFAR10_DIR, else data/)")
     add("--script", type=path, default=None, help="file that defines the network, if it is not in the project's folder")
     return p

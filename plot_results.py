@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_lab.figures import kinds
+from cifar_lab.project import RESULTS
 from cifar_lab.report import page, verdict_tables, verdicts
 from cifar_lab.run_folder import files
 from cifar_lab.run_folder.reader import Run, presets_in, read_runs, report_runs, results_folder
@@ -23,7 +24,7 @@ from cifar_lab.settings import ALL_PRESETS, PAPER_PRESETS, Parser, choice, fail,
 def parser() -> Parser:
     """The command line's flags."""
     p = Parser("plot_results.py", __doc__)
-    p.add_argument("results", nargs="?", default="results", type=path, help="the results folder (results)")
+    p.add_argument("results", nargs="?", default=RESULTS, type=path, help="the results folder (results)")
     p.add_argument(
         "--preset", type=choice(*ALL_PRESETS), help=f"only this preset: {', '.join(ALL_PRESETS)} (all there are)"
     )

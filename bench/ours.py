@@ -44,7 +44,7 @@ class Quiet(Console):
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def end_epoch(self, epoch: int, line: str) -> None:
+    def end_epoch(self, epoch: int, target: int, results: list[tuple[str, dict]]) -> None:
         pass
 
 

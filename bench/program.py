@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.output import RESULTS
 from cifar_lab.data.cache import Cifar10, DataError, load
-from cifar_lab.settings import DEVICES, Parser, Settings, choice, fail, path
+from cifar_lab.settings import DEVICES, Parser, Settings, device_name, fail, path
 from cifar_lab.training.device import Device, DeviceError, choose
 
 KEPT_LINES = 60  # of a part's output
@@ -29,7 +29,7 @@ def parser(module: str, description: str) -> Parser:
     p = Parser(f"python -m {module}", description)
     p.set_defaults(prog=p.prog)
     add = p.add_argument
-    add("--device", type=choice(*DEVICES), default="auto", help=", ".join(DEVICES))
+    add("--device", type=device_name, default="auto", help=", ".join(DEVICES))
     add("--data-dir", type=path, help="folder of CIFAR-10 (default: $CIFAR10_DIR, else data/)")
     add("--made-up-data", action="store_true", help="random images of the same number and size instead")
     add("--output", type=Path, default=RESULTS, help="folder of the result files (bench/results)")

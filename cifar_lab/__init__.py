@@ -3,4 +3,9 @@
 Import it before PyTorch: `cifar_lab.openmp` says why.
 """
 
-from cifar_lab import openmp  # noqa: F401
+from cifar_lab import start
+
+start.check()
+
+# isort: split
+from cifar_lab import openmp  # noqa: F401, E402

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from cifar_lab.project import ROOT
 from cifar_lab.settings import SHORT, SIZE, RunConfig, Settings
 
-ROOT = Path(__file__).resolve().parent.parent  # of the project: the scripts lie there
 MASK_32 = 0xFFFFFFFF
 
 # --- The registry ----------------------------------------------------------------------------------------------------

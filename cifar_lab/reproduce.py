@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 
 from cifar_lab.experiments import experiments, folder_of
+from cifar_lab.project import RESULTS, ROOT
 from cifar_lab.run_folder.checkpoint import NEWEST
 from cifar_lab.settings import ALL_PRESETS, LARGEST_SEED, Parser, choice, integer, path, real
 
-ROOT = Path(__file__).resolve().parent.parent
 # The surfaces that are drawn side by side at the end of a preset: runs, points per side, images.
 SURFACE_RUNS = ("vgg_a_lr0.001", "vgg_a_bn_lr0.001")
 INTERRUPTED, STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("preset", type=choice(*ALL_PRESETS), help=", ".join(ALL_PRESETS))
     add("--seed", type=integer(0, LARGEST_SEED), nargs="+", default=[0], help="seeds of every run (0)")
-    add("--results", type=path, default="results", help="folder that run folders are written to (results)")
+    add("--results", type=path, default=RESULTS, help="folder that run folders are written to (results)")
     add("--seconds", type=real(0, 1e9, above=True), help="stop cleanly after this long (never)")
     add("--list", action="store_true", help="print the commands instead of running them")
     args = parser.parse_args(argv)

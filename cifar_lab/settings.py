@@ -6,6 +6,7 @@ not allowed ends the program with one line on standard error and status 2.
 """
 
 import argparse
+import inspect
 import math
 import re
 import sys
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from cifar_lab.optimizers import OPTIMIZERS
+from cifar_lab.project import RESULTS
 
 INITS = ("he", "pytorch", "xavier")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
-DEVICES = ("auto", "cpu", "cuda", "mps")
+DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
 LARGEST_SEED = 2**32 - 1
 PUBLISHED = "published"  # in the results folder: results root of the runs that came with the repository
 SIZE = 32  # pixels, height and width of an image
@@ -67,6 +69,11 @@ def choice(*allowed: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def device_name(text: str) -> str:
+    """A parser of one of `DEVICES`, N a number."""
+    return text if re.fullmatch(r"cuda:\d{1,3}", text) else choice(*DEVICES)(text)
 
 
 def path(text: str) -> str:
@@ -147,9 +154,11 @@ PAPER_PRESETS: dict[str, dict] = {
     "paper": _PAPER,
     # 40 whole batches: with 5,000 images every fourth probe would fall on a last batch of 8.
     # Without width transfer, so that a step goes along the gradient, as the probes do.
-    "paper-quick": _PAPER
-    | {"width": 0.25, "width_transfer": False, "train_size": 5_120, "test_size": 2_000, "epochs": 10, "probe_every": 10},
-}
+    "paper-quick": _PAPER | {
+        "width": 0.25, "width_transfer": False, "train_size": 5_120, "test_size": 2_000, "epochs": 10,
+        "probe_every": 10,
+    },
+}  # fmt: skip
 ALL_PRESETS = PRESETS | PAPER_PRESETS
 
 # What a setting is called in a folder's name, followed by its value; booleans stand without one. Model, optimizer,
@@ -252,7 +261,7 @@ class Settings:
     probe_every: int = flag(
         0, "steps between two probes of the landscape along the gradient; 0: none", integer(0, 10**9)
     )
-    device: str = flag("auto", f"device to train on: {', '.join(DEVICES)}", choice(*DEVICES))
+    device: str = flag("auto", f"device to train on: {', '.join(DEVICES)}", device_name)
     precision: str = flag(
         "auto", "fp32, tf32, bf16, or auto: bf16 where the device has it in hardware and is faster with it, else fp32",
         choice(*PRECISIONS),
@@ -261,7 +270,7 @@ class Settings:
     cuda_graph: bool = flag(True, "launch every kernel from Python instead of replaying a CUDA graph")
     channels_last: bool = flag(True, "keep activations in NCHW order in memory")
     deterministic: bool = flag(False, "only kernels that give the same bits in every run (slower on CUDA)")
-    results: str = flag("results", "folder that run folders are written to", path)
+    results: str = flag(RESULTS, "folder that run folders are written to", path)
     data_dir: str | None = flag(None, "folder of CIFAR-10 (default: $CIFAR10_DIR, else data/)", path)
     checkpoint_seconds: float = flag(60.0, "seconds between two checkpoints", real(0, 1e9), metavar="SECONDS")
     fresh: bool = flag(False, "start again; what the run folder holds is moved aside, never deleted")
@@ -345,14 +354,15 @@ def parse(
     networks: those that the script may train (`networks.Network` by name), whose options become flags. Exits with
     status 2 on a value that is not allowed, and with status 0 after `--help`.
     """
+    declared = inspect.get_annotations(cls) if cls is not Settings else {}
     cls = type(cls.__name__, (cls,), {"networks": networks})
     parser = Parser(prog, description)
     options = {name: f for network in networks.values() for name, f in network.options.items()}
-    for f in fields(cls):
-        if f.metadata and (f.name not in ("width", "width_transfer") or any(n.has_width for n in networks.values())):
-            _add_flag(parser, f.name, f, cls.presets)
-    for name, f in options.items():
-        _add_flag(parser, name, f, cls.presets)
+    own = parser.add_argument_group("flags of this script")
+    shared = parser.add_argument_group("flags of every training script")
+    for name, f in [*((f.name, f) for f in fields(cls)), *options.items()]:
+        if f.metadata and (name not in ("width", "width_transfer") or any(n.has_width for n in networks.values())):
+            _add_flag(own if name in declared or name in options else shared, name, f, cls.presets)
     given = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(parser.parse_args(argv)).items()
@@ -373,7 +383,16 @@ def parse(
     return settings
 
 
-def _add_flag(parser: argparse.ArgumentParser, field_name: str, f: Field, presets: Mapping[str, dict]) -> None:
+def _said(setting: tuple[str, Any]) -> str:
+    """A preset's value of a setting in words."""
+    name, value = setting
+    words = name.replace("_", " ")
+    if isinstance(value, bool):
+        return words if value else f"no {words}"
+    return " ".join([words, *map(str, value if isinstance(value, tuple) else (value,))])
+
+
+def _add_flag(parser: argparse._ActionsContainer, field_name: str, f: Field, presets: Mapping[str, dict]) -> None:
     """Adds one field's flag; one that is not given stays None, so that a preset can fill it."""
     name, meta, default = field_name.replace("_", "-"), f.metadata, f.default
     documentation, kind = meta["documentation"], meta["kind"]
@@ -382,7 +401,8 @@ def _add_flag(parser: argparse.ArgumentParser, field_name: str, f: Field, preset
         parser.add_argument(switch, dest=field_name, help=documentation, action=action, default=None)
         return
     if field_name == "preset":
-        documentation, kind = f"settings for one purpose: {', '.join(presets)}", choice(*presets)
+        listed = [f"{name} ({', '.join(map(_said, own.items())) or 'full size'})" for name, own in presets.items()]
+        documentation, kind = f"settings that other flags replace: {', '.join(listed)}", choice(*presets)
     if default is not None:
         values = default if meta["many"] else (default,)
         documentation += f" ({' '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in values)})"

@@ -1,13 +1,18 @@
 """What a person sees: bars and an estimate on a terminal, one line and no traceback on Ctrl-C."""
 
+import itertools
 import os
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from cifar_lab.training import group
+from cifar_lab.training.console import duration, short_epoch_text
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX terminal")
 
@@ -94,9 +99,38 @@ def test_bars_estimate_and_ctrl_c_on_a_terminal(terminal, tmp_path, synthetic_da
         r"about [\d,]+ h \d\d min to go, from the first 20 steps",
         r"--preset quick \(minutes\) or --preset laptop \(overnight\)",
         r"epoch 1: +\d+%\|.*\| \d+/40 .*loss \d\.\d+, accuracy [\d.]+%, \d+ images/s",
-        r"epochs: +0%\|.*\| [1-9]\d*/1000000 .*loss \d\.\d+, accuracy [\d.]+%, test accuracy [\d.]+%",
+        r"epoch [1-9]\d*/1000000; loss \d\.\d+, accuracy [\d.]+%, test accuracy [\d.]+%",
+        r"epochs: +0%\|.*\| [1-9]\d*/1000000 ",
     )
     assert seen.press_ctrl_c() == 130
     assert "Traceback" not in seen.screen
     last = seen.screen.rstrip().splitlines()[-1]
     assert last.endswith("MyVGG.py: stopped, everything trained so far is saved; the same command continues")
+
+
+def test_four_runs_fit_into_a_line_of_80_columns():
+    accuracies = {"1e-3": 85.72, "1e-4": 82.33, "5e-4": 86.11, "5e-5": 80.071}
+    results = [(f"lr {lr}", {"test_accuracy": value}) for lr, value in accuracies.items()]
+    line = "epoch 200/200: test accuracy 1e-3 85.72, 1e-4 82.33, 5e-4 86.11, 5e-5 80.07%"
+    assert short_epoch_text(200, 200, results, 80) == line and len(line) < 80
+    assert short_epoch_text(200, 200, results, 50) == line.replace("5e-4", "\n  5e-4").replace(" \n", "\n")
+
+
+@pytest.mark.parametrize("seconds, steps", [(0.1, 20), (1.0, 7), (8.0, 2)])
+def test_the_estimate_comes_within_ten_seconds(seconds, steps, monkeypatch):
+    """With steps that take so long; the first may be slower and does not count."""
+    clock = itertools.count(100.0, seconds)
+    now = [0.0]
+    monkeypatch.setattr(group.time, "monotonic", lambda: now[0])
+    said = []
+    lockstep = SimpleNamespace(
+        _taken=0, _first_step=0.0, _estimated=False, _target=3, _later_groups=1, synchronize=lambda: None,
+        loader=SimpleNamespace(steps=50, images=[0] * 500, test_labels=[0] * 150),
+        device=SimpleNamespace(torch=SimpleNamespace(type="cpu")), _console=SimpleNamespace(say=said.append),
+    )  # fmt: skip
+    for index in range(40):
+        now[0] = next(clock)
+        group.Lockstep._estimate_after(lockstep, 1, index)
+    # 300 steps in both groups; the evaluations after them a tenth of that.
+    left = duration(seconds * (300 - (steps - 1)) * 1.1)
+    assert said == [f"about {left} to go, from the first {steps} steps"]

@@ -32,7 +32,9 @@ LAPTOP = RECIPE | {"width": 0.25}
 QUICK = RECIPE | {"width": 0.125, "train_size": 10_000, "test_size": 2_000}
 # Santurkar et al. (2018), section 3.2.
 PAPER = RECIPE | {"weight_decay": 0.0, "init": "xavier", "batch_size": 128, "augment": False, "probe_every": 100}
-PAPER_QUICK = PAPER | {"width": 0.25, "width_transfer": False, "train_size": 5_120, "test_size": 2_000, "probe_every": 10}
+PAPER_QUICK = PAPER | {
+    "width": 0.25, "width_transfer": False, "train_size": 5_120, "test_size": 2_000, "probe_every": 10,
+}  # fmt: skip
 
 
 def asked(command: str) -> list[tuple[int, str, RunConfig]]:

@@ -23,6 +23,7 @@ import numpy as np
 
 from cifar_lab.data import sources
 from cifar_lab.data.sources import Arrays, DataError, naming
+from cifar_lab.project import DATA
 from cifar_lab.run_folder.files import write_text, write_whole
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -51,7 +52,7 @@ class Cifar10:
 
 def load(data_dir: str | Path | None = None, download: bool = True) -> Cifar10:
     """The data set of a data directory, fetched and cached if it is not there yet. Raises DataError."""
-    folder = Path(data_dir or os.environ.get("CIFAR10_DIR") or "data")
+    folder = Path(data_dir or os.environ.get("CIFAR10_DIR") or DATA)
     with naming(folder):
         if sources.is_batches(folder):
             return _verified(sources.read_batches(folder), SHA256, NAME)

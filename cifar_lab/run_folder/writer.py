@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from cifar_lab.networks import ROOT
+from cifar_lab.project import ROOT
 from cifar_lab.run_folder import checkpoint, files
 from cifar_lab.run_folder.reader import read_run
 from cifar_lab.run_folder.schema import SCHEMA, RunFileError, read_config

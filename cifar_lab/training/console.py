@@ -1,7 +1,9 @@
 """What a person sees: bars on a terminal, one plain line per epoch elsewhere."""
 
+import shutil
 import signal
 import sys
+import textwrap
 import time
 
 from tqdm import tqdm
@@ -25,6 +27,12 @@ def epoch_text(epoch: int, target: int, results: list[tuple[str, dict]]) -> str:
         for label, r in results
     ]
     return "; ".join([f"epoch {epoch}/{target}", *parts])
+
+
+def short_epoch_text(epoch: int, target: int, results: list[tuple[str, dict]], columns: int) -> str:
+    """The test accuracy of several runs after an epoch: a line, if the columns suffice. results: as above."""
+    accuracies = ", ".join(f"{label.removeprefix('lr ')} {r['test_accuracy']:.2f}" for label, r in results)
+    return "\n  ".join(textwrap.wrap(f"epoch {epoch}/{target}: test accuracy {accuracies}%", max(20, columns - 2)))
 
 
 def result_text(summary: dict) -> str:
@@ -90,13 +98,14 @@ class Console:
             self._batches.close()
             self._batches = None
 
-    def end_epoch(self, epoch: int, line: str) -> None:
-        """The epoch's result: on the bar, or as a line of its own."""
+    def end_epoch(self, epoch: int, target: int, results: list[tuple[str, dict]]) -> None:
+        """The epoch's results as a line; of several runs on a terminal only what fits there."""
+        text = epoch_text(epoch, target, results)
+        if self.terminal and len(results) > 1:
+            text = short_epoch_text(epoch, target, results, shutil.get_terminal_size().columns)
+        self.say(text)
         if self._epochs is not None:
-            self._epochs.set_postfix_str(line, refresh=False)
             self._epochs.update(epoch - self._epochs.n)
-        else:
-            print(line, flush=True)
 
     def close(self) -> None:
         self.end_batches()

@@ -110,8 +110,13 @@ def choose(settings: Settings, begun_in: str | None = None) -> Device:
     torch.set_num_threads(threads)
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, number = kind.partition(":")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto")
+        raise DeviceError(f"--device {settings.device}: PyTorch finds no CUDA device here; use --device cpu or auto")
+    if number and int(number) >= torch.cuda.device_count():
+        raise DeviceError(f"--device {settings.device}: the devices here are cuda:0 to {torch.cuda.device_count() - 1}")
+    if number:
+        torch.cuda.set_device(int(number))  # of everything that names none, streams and graphs too
     if kind == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("--device mps: PyTorch finds no Apple GPU here; use --device cpu or auto")
     new_gpu = kind == "cuda" and torch.cuda.get_device_capability() >= (8, 0)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cifar_lab.measures.evaluation import evaluate
 from cifar_lab.training.capture import capture
-from cifar_lab.training.console import Console, Stopped, StopSignals, Stopwatch, duration, epoch_text, result_text
+from cifar_lab.training.console import Console, Stopped, StopSignals, Stopwatch, duration, result_text
 from cifar_lab.training.device import Device, matmul_rate
 from cifar_lab.training.loader import Loader
 from cifar_lab.training.run import TrainingRun
@@ -27,7 +27,7 @@ from cifar_lab.training.threads import SideBySide, use
 TrainingStep = Callable[[TrainingRun, Tensor, Tensor], tuple[Tensor, Tensor]]
 READ_SECONDS = 1.0  # between two looks of the host at the losses
 IN_FLIGHT = 64  # steps between two marks in the device's queue; the host is at most four marks ahead
-ESTIMATE_AFTER = 20  # steps
+ESTIMATE_AFTER, ESTIMATE_SECONDS = 20, 5.0  # steps after which the time is estimated, or seconds if they take longer
 
 
 class Batch:
@@ -89,6 +89,7 @@ class Lockstep:
         self._saved = self._looked = time.monotonic()
         self._taken = 0  # steps in this process
         self._first_step = 0.0  # when the first of them was launched
+        self._estimated = False
 
     # --- What a script iterates over --------------------------------------------------------------------------------
 
@@ -233,7 +234,7 @@ class Lockstep:
             else:
                 self._diverged(run, steps, "test loss")
         if ended:
-            self._console.end_epoch(epoch, epoch_text(epoch, self._target, ended))
+            self._console.end_epoch(epoch, self._target, ended)
         for run in trained:
             if not run.ended and run.position.epochs >= self._target:
                 self._finish(run)
@@ -318,10 +319,12 @@ class Lockstep:
         self._taken += 1
         if self._taken == 1:
             self._first_step = time.monotonic()
-        if self._taken != ESTIMATE_AFTER:
+        late = self._taken > 1 and time.monotonic() - self._first_step > ESTIMATE_SECONDS
+        if self._estimated or not (self._taken == ESTIMATE_AFTER or late):
             return
+        self._estimated = True
         self.synchronize()  # the host waits, once
-        seconds_per_step = (time.monotonic() - self._first_step) / (ESTIMATE_AFTER - 1)
+        seconds_per_step = (time.monotonic() - self._first_step) / (self._taken - 1)
         steps = (
             self.loader.steps * (self._target - epoch + 1)
             - index
@@ -329,6 +332,6 @@ class Lockstep:
         )
         # An evaluation is a forward pass, about a third of a training step, over the test images.
         seconds = seconds_per_step * steps * (1 + len(self.loader.test_labels) / len(self.loader.images) / 3)
-        self._console.say(f"about {duration(seconds)} to go, from the first {ESTIMATE_AFTER} steps")
+        self._console.say(f"about {duration(seconds)} to go, from the first {self._taken} steps")
         if seconds > 3600 and self.device.torch.type == "cpu":
             self._console.say("a GPU, or --preset quick (minutes) or --preset laptop (overnight), is faster")

@@ -12,7 +12,8 @@ import torch
 
 from cifar_lab.data import cache
 from cifar_lab.measures.evaluation import evaluate
-from cifar_lab.networks import ROOT, Description, NetworkError, build, describe, networks_of
+from cifar_lab.networks import Description, NetworkError, build, describe, networks_of
+from cifar_lab.project import ROOT
 from cifar_lab.run_folder.checkpoint import CheckpointError, load_model
 from cifar_lab.run_folder.schema import RunFileError, read_config
 from cifar_lab.run_folder.writer import Busy, FolderError, Recorder, environment
@@ -208,7 +209,7 @@ def _is_complete(recorder: Recorder, settings: Settings, console: Console) -> bo
     elif summary := recorder.summary():
         diverged = summary["diverged_at_step"]
         if diverged is not None or summary["epochs"] >= settings.epochs:
-            how = f"diverged at step {diverged}" if diverged is not None else f"{summary['epochs']} epochs"
+            how = f"diverged at step {diverged}" if diverged is not None else counted(summary["epochs"], "epoch")
             console.say(f"{recorder.folder}: complete ({how}); --fresh would train it again")
             return True
     return False
