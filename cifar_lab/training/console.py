@@ -31,8 +31,11 @@ def epoch_text(epoch: int, target: int, results: list[tuple[str, dict]]) -> str:
 
 def short_epoch_text(epoch: int, target: int, results: list[tuple[str, dict]], columns: int) -> str:
     """The test accuracy of several runs after an epoch: a line, if the columns suffice. results: as above."""
-    accuracies = ", ".join(f"{label.removeprefix('lr ')} {r['test_accuracy']:.2f}" for label, r in results)
-    return "\n  ".join(textwrap.wrap(f"epoch {epoch}/{target}: test accuracy {accuracies}%", max(20, columns - 2)))
+    accuracies = ", ".join(
+        f"{label.removeprefix('lr ')} {r['test_accuracy']:.2f}".replace(" ", "\xa0") for label, r in results
+    )
+    lines = textwrap.wrap(f"epoch {epoch}/{target}: test accuracy {accuracies}%", max(20, columns - 2))
+    return "\n  ".join(lines).replace("\xa0", " ")  # a space within a pair is not where a line ends
 
 
 def result_text(summary: dict) -> str:
