@@ -3,9 +3,6 @@
 Import it before PyTorch: `cifar_lab.openmp` says why.
 """
 
-from cifar_lab import start
+from cifar_lab import openmp, start  # noqa: F401
 
 start.check()
-
-# isort: split
-from cifar_lab import openmp  # noqa: F401, E402

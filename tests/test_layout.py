@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # From the bottom to the top: a module imports from its own folder and from those before it.
 ORDER = (
-    "project", "start", "openmp", "optimizers", "settings", "networks", "width", "experiments", "run_folder", "data",
+    "openmp", "project", "start", "optimizers", "settings", "networks", "width", "experiments", "run_folder", "data",
     "measures", "figures", "report", "training", "reproduce",
 )  # fmt: skip
 # What may be imported in a function: PyTorch, matplotlib, pillow, and modules of ours that need one of them.

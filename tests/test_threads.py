@@ -322,7 +322,7 @@ README = "exec(open('README.md').read().split('```python\\n')[1].split('@network
               "sys.path.append('tests'); import conftest"],
 )  # fmt: skip
 def test_every_entry_says_how_threads_wait_before_torch_is_loaded(entry):
-    assert python(WATCH + entry).splitlines()[0] == "1000"
+    assert python(WATCH + entry).splitlines()[0] == "20000"
 
 
 def test_what_the_user_sets_holds():

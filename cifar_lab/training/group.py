@@ -23,6 +23,7 @@ from cifar_lab.training.device import Device, matmul_rate
 from cifar_lab.training.loader import Loader
 from cifar_lab.training.run import TrainingRun
 from cifar_lab.training.threads import SideBySide, use
+from cifar_lab.training.turns import Turns
 
 TrainingStep = Callable[[TrainingRun, Tensor, Tensor], tuple[Tensor, Tensor]]
 READ_SECONDS = 1.0  # between two looks of the host at the losses
@@ -68,6 +69,12 @@ def _side_by_side(device: Device, runs: list[TrainingRun]) -> SideBySide:
     return SideBySide(1 if alone else device.threads, [run.threads for run in runs])
 
 
+def _waiting_threads(device: Device, runs: list[TrainingRun], side_by_side: SideBySide) -> int:
+    """CPU threads that wait for one another within an operation, of all runs that are computed at a time."""
+    each = max((run.threads for run in runs), default=1)
+    return each * side_by_side.workers if device.torch.type == "cpu" and each > 1 else 1
+
+
 class Lockstep:
     """A group of runs that share seed, data and batches."""
 
@@ -85,6 +92,7 @@ class Lockstep:
         self._probe_every = probe_every
         self._later_groups = later_groups  # of other seeds, for the estimate
         self.side_by_side = _side_by_side(self.device, runs)
+        self._turns = Turns(_waiting_threads(self.device, runs, self.side_by_side))
         self._stopwatch = Stopwatch()
         self._saved = self._looked = time.monotonic()
         self._taken = 0  # steps in this process
@@ -120,6 +128,7 @@ class Lockstep:
             if not active:  # those behind have diverged, the others are further ahead
                 self.loader.advance()
                 continue
+            self._turns.take(self.synchronize)
             batch = Batch(self.loader, epoch, index, active)
             batch.to_probe = self._to_probe(active, batch.step)
             yield batch
@@ -129,6 +138,11 @@ class Lockstep:
             self._throttle(marks, index)
             self._look(active, index + 1)
         self._console.end_batches()
+
+    def close(self) -> None:
+        """Leaves the cores to others."""
+        self.side_by_side.close()
+        self._turns.close()
 
     def synchronize(self) -> None:
         """The host waits until every step that was asked for is taken."""
@@ -284,6 +298,8 @@ class Lockstep:
             for batch in self.loader.test_batches():
                 if self._stop.received is not None:
                     raise _EvaluationStopped
+                if self.side_by_side.workers == 1:
+                    self._turns.take(lambda: None)
                 yield batch
 
         run.model.eval()

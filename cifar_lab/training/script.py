@@ -166,7 +166,7 @@ def open_group(
             probe_every=settings.probe_every, later_groups=later_groups,
         )  # fmt: skip
         held.callback(console.close)
-        held.callback(group.side_by_side.close)
+        held.callback(group.close)
         yield group
 
 
