@@ -17,6 +17,7 @@ def opened(tmp_path, monkeypatch):
     """Opens a training's turns in a folder of this test, on two cores."""
     monkeypatch.setattr(turns, "allowed_cores", lambda: 2)
     monkeypatch.setattr(turns, "SLICE", 0.03)
+    monkeypatch.setattr(turns, "STEPS", 3)
     every = []
 
     def start(threads: int) -> Turns:
@@ -83,8 +84,9 @@ def test_a_turn_ends_with_what_computes(opened):
     assert not ended  # it had no turn before
     threading.Timer(0.1, b.close).start()
     time.sleep(0.05)
-    a.take(lambda: ended.append(2))
-    assert ended == [2]
+    for step in (2, 3, 4, 5):
+        a.take(lambda step=step: ended.append(step))
+    assert ended == [5]  # after three steps more, though the time was over before
 
 
 def test_nobody_waits_for_a_training_that_was_stopped(opened, monkeypatch):
@@ -94,6 +96,10 @@ def test_nobody_waits_for_a_training_that_was_stopped(opened, monkeypatch):
     begin = time.monotonic()
     other.take(lambda: None)
     assert 0.2 <= time.monotonic() - begin < 5
+    begin = time.monotonic()
+    for _ in range(100):
+        other.take(lambda: None)
+    assert time.monotonic() - begin < 0.1  # it asks no more for a while
 
 
 def test_nobody_waits_for_the_dead(opened, tmp_path):

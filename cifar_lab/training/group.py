@@ -69,12 +69,6 @@ def _side_by_side(device: Device, runs: list[TrainingRun]) -> SideBySide:
     return SideBySide(1 if alone else device.threads, [run.threads for run in runs])
 
 
-def _waiting_threads(device: Device, runs: list[TrainingRun], side_by_side: SideBySide) -> int:
-    """CPU threads that wait for one another within an operation, of all runs that are computed at a time."""
-    each = max((run.threads for run in runs), default=1)
-    return each * side_by_side.workers if device.torch.type == "cpu" and each > 1 else 1
-
-
 class Lockstep:
     """A group of runs that share seed, data and batches."""
 
@@ -92,7 +86,8 @@ class Lockstep:
         self._probe_every = probe_every
         self._later_groups = later_groups  # of other seeds, for the estimate
         self.side_by_side = _side_by_side(self.device, runs)
-        self._turns = Turns(_waiting_threads(self.device, runs, self.side_by_side))
+        on_cpu = self.device.torch.type == "cpu"
+        self._turns = Turns(self.side_by_side.workers * max((run.threads for run in runs), default=1) if on_cpu else 1)
         self._stopwatch = Stopwatch()
         self._saved = self._looked = time.monotonic()
         self._taken = 0  # steps in this process

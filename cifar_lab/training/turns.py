@@ -2,9 +2,9 @@
 
 A parallel operation ends when the last of its threads does. If two programs have two threads each on two cores, a
 thread that is woken waits in the scheduler's queue for milliseconds, at each of some hundred operations of a step, and
-both train a hundredth as fast as one alone (bench/README.md). So trainings that have more threads together than there
-are cores compute one at a time, for a fifth of a second each. Trainings of one thread, and networks side by side with
-one thread each, wait for nobody and take no turns.
+both train a hundredth as fast as one alone; wide networks side by side, with a thread each, lose half of their speed.
+Numbers: bench/README.md. So trainings that have more threads together than there are cores compute one at a time, for a
+fifth of a second or five steps each. A training of one thread waits for nobody and takes no turns.
 
 Each training holds a lock on a file that says how many threads it has, in a folder of the user's among the temporary
 files; the system lets go of the locks of a process that has ended.
@@ -24,8 +24,9 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None
 
-SLICE = 0.2  # seconds of a turn
-PATIENCE = 2.0  # seconds after which a training goes on without its turn: whoever has it may have been stopped
+SLICE, STEPS = 0.2, 5  # seconds and steps of a turn, whichever is longer
+PATIENCE, APART = 10.0, 60.0  # seconds of waiting, after which a training goes on without turns for so many seconds:
+# whoever has the turn may have been stopped
 POLL = 0.002  # seconds
 
 
@@ -33,11 +34,12 @@ class Turns:
     """The turns of one training. Without locks on files (other systems, other owners) there are none."""
 
     def __init__(self, threads: int, folder: Path | None = None) -> None:
-        """threads: that compute at the same time for one operation or another, of the whole training."""
+        """threads: that compute at the same time, of the whole training."""
         self._open: list[int] = []
         self._own: Path | None = None
         self._has_turn = False
         self._until = 0.0
+        self._steps = STEPS
         if threads < 2 or fcntl is None:
             return
         self._folder = folder or Path(tempfile.gettempdir()) / f"cifar_lab-{os.getuid()}"
@@ -55,9 +57,14 @@ class Turns:
         return self._open[-1]
 
     def take(self, finish: Callable[[], None]) -> None:
-        """Waits for a turn if this one is over and others want theirs. finish: ends what computes for this training."""
-        if self._own is None or time.monotonic() < self._until:
+        """Waits for a turn if this one is over and others want theirs; called before each step.
+
+        finish: ends what computes for this training.
+        """
+        self._steps += 1
+        if self._own is None or self._steps <= STEPS or time.monotonic() < self._until:
             return
+        self._steps, patient = 0, True
         with contextlib.suppress(OSError):
             if self._has_turn:
                 finish()
@@ -69,7 +76,8 @@ class Turns:
                 if _lock(self._next, end):
                     self._has_turn = _lock(self._turn, end)
                     fcntl.flock(self._next, fcntl.LOCK_UN)
-        self._until = time.monotonic() + SLICE
+                patient = self._has_turn
+        self._until = time.monotonic() + (SLICE if patient else APART)
 
     def _crowded(self) -> bool:
         """Whether the trainings have more threads than there are cores."""
