@@ -488,6 +488,9 @@ def expected_numbers(values: Sequence[float], scale: str) -> tuple[float, list[f
     return mean, list(naive.interval(values))
 
 
+SIGNED = ("minus", "difference", "gain", "rise", "fall", "the same with scale", "the same against")
+
+
 def check_rows(rows: Sequence[dict[str, str]], claim: str, verdict: str, seeds: Sequence[int], runs) -> None:
     """Everything but the notes and the p-value. runs: the claim's runs, per seed."""
     statement, supported_when, *measures = TEXTS[claim]
@@ -502,6 +505,9 @@ def check_rows(rows: Sequence[dict[str, str]], claim: str, verdict: str, seeds: 
         assert written == pytest.approx(values, rel=6e-6, abs=1e-9, nan_ok=True), row["measure"]
         mean, ends = expected_numbers(values, measure[3] if len(measure) > 3 else "linear")
         assert float(row["mean"] or "nan") == pytest.approx(mean, rel=6e-6, abs=1e-9, nan_ok=True), row["measure"]
+        if ends and len(measure) == 3:  # neither an amount below 0 nor a share above 100% is possible
+            signed = any(word in measure[0] for word in SIGNED)
+            ends = [ends[0] if signed else max(0, ends[0]), min(100, ends[1]) if measure[1] == "%" else ends[1]]
         bounds = [float(row[key]) for key in ("low", "high") if row[key]]
         assert bounds == pytest.approx(ends, rel=5e-5, abs=1e-4), row["measure"]
 

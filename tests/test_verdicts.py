@@ -28,7 +28,7 @@ from cifar_lab.measures.statistics import (
     t_quantile,
 )
 from cifar_lab.report import verdict_tables, verdicts
-from cifar_lab.report.claims import ABOVE_0, BELOW_0, BELOW_1, CLAIMS, Measure
+from cifar_lab.report.claims import ABOVE_0, BELOW_0, BELOW_1, CLAIMS, NOT_NEGATIVE, PERCENT, Measure
 from cifar_lab.report.verdicts import Estimate, judge_all, open_claims
 from cifar_lab.run_folder.reader import read_runs
 from cifar_lab.settings import ALL_PRESETS
@@ -152,6 +152,18 @@ def test_intervals_by_hand():
     share = Estimate(Measure("", "", ".2f", scale="share"), np.zeros(3))
     assert share.mean == 0 and share.interval == pytest.approx((0, 0.7076), abs=1e-4)
     assert str(share) == "0.00 [0.00, 0.71]"
+
+
+def test_an_interval_ends_at_what_is_possible():
+    """Around means of 5 and 95 it would reach 4.3027 * 5 / sqrt(3) = 12.42 to both sides."""
+    for values, possible, ends in (
+        ([0.0, 5.0, 10.0], PERCENT, (0, 17.42)),
+        ([90.0, 95.0, 100.0], PERCENT, (82.58, 100)),
+        ([0.0, 5.0, 10.0], NOT_NEGATIVE, (0, 17.42)),
+        ([90.0, 95.0, 100.0], NOT_NEGATIVE, (82.58, 107.42)),
+    ):
+        estimate = Estimate(Measure("", "", ".2f", possible=possible), np.array(values))
+        assert estimate.interval == pytest.approx(ends, abs=0.005)
 
 
 def test_a_ratio_is_averaged_in_logarithms():

@@ -16,6 +16,7 @@ from cifar_lab.report import effects
 from cifar_lab.settings import RunConfig, number
 
 ABOVE_0, BELOW_0, BELOW_1, ABOVE_1 = (0.0, math.inf), (-math.inf, 0.0), (-math.inf, 1.0), (1.0, math.inf)
+ANY, NOT_NEGATIVE, PERCENT = (-math.inf, math.inf), (0.0, math.inf), (0.0, 100.0)
 FEWEST_DIFFERENCES = 20  # that a fluctuation is from
 FEWEST_EVENTS = 10  # over all seeds, of a claim that counts events
 FEWEST_STEPS = 10_000  # of a run that has settled
@@ -39,6 +40,7 @@ class Measure:
     scale: str = "linear"
     on_page: bool = True  # in report.md; all are in verdicts.csv
     events: bool = False  # counts events, of which the claim needs `FEWEST_EVENTS`
+    possible: tuple[float, float] = ANY  # values that it can have; its interval is cut there
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ CLAIMS: tuple[Claim, ...] = (
         statement="Inception v1 settles at about 85%",
         runs=("inception",),
         effect=lambda runs: (effects.final(runs["inception"]),),
-        measures=(Measure("final test accuracy", "%", ".2f", (83.0, 87.0)),),
+        measures=(Measure("final test accuracy", "%", ".2f", (83.0, 87.0), possible=PERCENT),),
         supported_when="within 2 points of 85",
         regime=_report_only("85% is the level of the full network, trained to the end"),
     ),
@@ -170,7 +172,8 @@ CLAIMS: tuple[Claim, ...] = (
             Measure("share of seeds that fail with scale 1.0", "", ".2f", scale="share"),
             Measure("with scale 0.2", "", ".2f", scale="share"),
             *(
-                Measure(f"largest learning rate tried at which scale {scale} does not fail", "", ".3g")
+                Measure(f"largest learning rate tried at which scale {scale} does not fail", "", ".3g",
+                        possible=NOT_NEGATIVE)
                 for scale in ("1.0", "0.2")
             ),
             *_spike_measures("scale 1.0 minus 0.2"),
@@ -185,10 +188,11 @@ CLAIMS: tuple[Claim, ...] = (
         effect=effects.overfitting,
         measures=(
             Measure("gain of test accuracy after the first quarter", "points", "+z.2f", BELOW_1),
-            Measure("fall of the training loss after the first quarter", "%", ".1f", (20.0, math.inf)),
+            Measure("fall of the training loss after the first quarter", "%", ".1f", (20.0, math.inf),
+                    possible=(-math.inf, 100.0)),
             Measure("rise of the test loss after the first quarter", "nats", "+z.3f", ABOVE_0),
             # On a plateau the largest of many equal values may be anywhere, so it decides nothing.
-            Measure("highest smoothed test accuracy, at this share of the epochs", "%", ".0f"),
+            Measure("highest smoothed test accuracy, at this share of the epochs", "%", ".0f", possible=PERCENT),
         ),
         supported_when="gain under 1 point while the training loss falls by more than 20% and the test loss rises",
         regime=_report_only("its 200 epochs of the full network are what the claim is about"),
@@ -214,8 +218,8 @@ CLAIMS: tuple[Claim, ...] = (
         measures=(
             Measure(f"{LOG_RATIO}, with weight decay 1e-4 / without", "", ".3f", BELOW_1, scale="ratio"),
             Measure(FINAL_DIFFERENCE, "points", "+z.2f", (-1.0, math.inf)),
-            Measure("fluctuation with weight decay 1e-4", "points", ".3f"),
-            Measure("fluctuation without", "points", ".3f"),
+            Measure("fluctuation with weight decay 1e-4", "points", ".3f", possible=NOT_NEGATIVE),
+            Measure("fluctuation without", "points", ".3f", possible=NOT_NEGATIVE),
         ),
         supported_when="ratio below 1 while the accuracy loses less than 1 point",
         regime=_settled_with_differences,
@@ -253,8 +257,8 @@ CLAIMS: tuple[Claim, ...] = (
         effect=effects.bn_fluctuation,
         measures=(
             Measure(f"{LOG_RATIO} over the learning rates, BatchNorm / plain", "", ".3f", ABOVE_1, scale="ratio"),
-            Measure("fluctuation with BatchNorm", "points", ".3f"),
-            Measure("fluctuation without", "points", ".3f"),
+            Measure("fluctuation with BatchNorm", "points", ".3f", possible=NOT_NEGATIVE),
+            Measure("fluctuation without", "points", ".3f", possible=NOT_NEGATIVE),
             *(
                 Measure(name, "", ".3f", scale="ratio", on_page=i == 0)
                 for i, name in enumerate(_rates(LOG_RATIO + " at {}"))
@@ -276,7 +280,7 @@ CLAIMS: tuple[Claim, ...] = (
             ),
             *(
                 Measure(f"steps to a loss of {level}, fastest rate {name}", "", ".0f", None, {"inf": "not reached"},
-                        on_page=False)
+                        on_page=False, possible=NOT_NEGATIVE)
                 for name in ("with BatchNorm", "without")
                 for level in band.LEVELS
             ),
@@ -287,8 +291,8 @@ CLAIMS: tuple[Claim, ...] = (
             ),
             Measure("step after which the band's middle stays under 1.0, BatchNorm minus plain", "steps", "+z.0f", None,
                     NO_DIFFERENCE),
-            Measure("that step with BatchNorm", "", ".0f", None, {"inf": "not reached"}),
-            Measure("that step without", "", ".0f", None, {"inf": "not reached"}),
+            Measure("that step with BatchNorm", "", ".0f", None, {"inf": "not reached"}, possible=NOT_NEGATIVE),
+            Measure("that step without", "", ".0f", None, {"inf": "not reached"}, possible=NOT_NEGATIVE),
         ),
         supported_when="ratio below 1 at every level that a run reaches",
         rival_definitions=True,
@@ -303,12 +307,13 @@ CLAIMS: tuple[Claim, ...] = (
         measures=(
             Measure("ratio of the mean widths, BatchNorm / plain", "", ".3f", BELOW_1, scale="ratio"),
             Measure("the same without batch noise", "", ".3f", scale="ratio"),
-            Measure("share of the steps at which BatchNorm's is narrower", "%", ".1f"),
-            Measure("mean width with BatchNorm", "nats", ".3f"),
-            Measure("mean width without", "nats", ".3f"),
-            Measure("mean width with BatchNorm and without batch noise", "nats", ".3f", on_page=False),
-            Measure("mean width without either", "nats", ".3f", on_page=False),
-            Measure("step after which the ratio up to there stays below 1", "", ".0f"),
+            Measure("share of the steps at which BatchNorm's is narrower", "%", ".1f", possible=PERCENT),
+            Measure("mean width with BatchNorm", "nats", ".3f", possible=NOT_NEGATIVE),
+            Measure("mean width without", "nats", ".3f", possible=NOT_NEGATIVE),
+            Measure("mean width with BatchNorm and without batch noise", "nats", ".3f", on_page=False,
+                    possible=NOT_NEGATIVE),
+            Measure("mean width without either", "nats", ".3f", on_page=False, possible=NOT_NEGATIVE),
+            Measure("step after which the ratio up to there stays below 1", "", ".0f", possible=NOT_NEGATIVE),
         ),
         supported_when="ratio below 1",
         regime=_long_band,
@@ -321,8 +326,8 @@ CLAIMS: tuple[Claim, ...] = (
         effect=effects.band_jumps,
         measures=(
             Measure("persistent excursions, BatchNorm minus plain", "per 1,000 steps", "+z.3f", BELOW_0),
-            Measure("excursions with BatchNorm", "", ".1f", events=True),
-            Measure("excursions without", "", ".1f", events=True),
+            Measure("excursions with BatchNorm", "", ".1f", events=True, possible=NOT_NEGATIVE),
+            Measure("excursions without", "", ".1f", events=True, possible=NOT_NEGATIVE),
             *_spike_measures("BatchNorm minus plain"),
         ),
         supported_when="fewer excursions of the upper curve (its median over 21 steps above that over 501 plus 0.3)",

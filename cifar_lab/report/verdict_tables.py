@@ -52,13 +52,17 @@ def to_text(verdicts: Sequence[Verdict]) -> str:
 
 
 def to_markdown(verdicts: Sequence[Verdict]) -> str:
-    """A table with a row per claim."""
+    """A table with a row per claim; of its measures, those that do not decide it are folded away."""
     lines = ["| claim | the report says | supported when | measured | seeds | verdict |", "|---|---|---|---|---|---|"]
     for verdict in verdicts:
         claim = verdict.claim
         shown = [e for e in verdict.estimates if e.measure.on_page and (e.measure.side or str(e) != "-")]
-        measured = [f"{estimate.measure.name}: {estimate}" for estimate in shown]
-        measured += [*verdict.notes, *(f"run `{command}`" for command in verdict.commands)]
+        deciding, others = (
+            [f"{e.measure.name}: {e}" for e in shown if bool(e.measure.side) == decides] for decides in (True, False)
+        )
+        measured = [*deciding, *verdict.notes, *(f"run `{command}`" for command in verdict.commands)]
+        if others:
+            measured.append(f"<details><summary>{len(others)} more</summary>{'<br>'.join(others)}</details>")
         cells = [f"`{claim.id}`", claim.statement, claim.supported_when, "<br>".join(measured), listed(verdict.seeds)]
         decision = f"**{verdict.outcome}**"
         if verdict.p is not None:

@@ -63,7 +63,8 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """None with fewer than two values, if they are not finite, and if they do not scatter: [0, 0] is none."""
+        """Cut at what is possible. None with fewer than two values, if they are not finite, and if they do not scatter:
+        [0, 0] is none."""
         used, n = self._used, len(self._used)
         if self.measure.scale == "share":
             return clopper_pearson(int(used.sum()), n) if n else None
@@ -71,7 +72,10 @@ class Estimate:
             return None
         half = t_quantile(n - 1) * float(used.std(ddof=1)) / math.sqrt(n)
         low, high = float(used.mean()) - half, float(used.mean()) + half
-        return (math.exp(low), math.exp(high)) if self.measure.scale == "ratio" else (low, high)
+        if self.measure.scale == "ratio":
+            return math.exp(low), math.exp(high)
+        least, most = self.measure.possible
+        return max(low, least), min(high, most)
 
     @property
     def p(self) -> tuple[float, float]:
