@@ -1,7 +1,9 @@
 """Draws the loss landscape: what three different measures say, each under its own name.
 
     python landscape.py results/                              every landscape figure that the runs there allow
-    python landscape.py surface RUN_FOLDER                    surface, 25 x 25 points: contour and 3D figures
+    python landscape.py band RUN_FOLDER RUN_FOLDER ...        one band, over the learning rates of these runs
+    python landscape.py band RUN_FOLDER ... --against RUN_FOLDER ...            beside another one, on common steps
+    python landscape.py surface RUN_FOLDER                    surface, 25 x 25 points
     python landscape.py surface RUN_FOLDER RUN_FOLDER         both networks side by side, on one colour scale
     python landscape.py surface RUN_FOLDER --dims 1           along one direction
 
@@ -27,15 +29,27 @@ from tqdm import tqdm
 from cifar_lab.data.cache import DataError, load
 from cifar_lab.measures import surface
 from cifar_lab.project import RESULTS
-from cifar_lab.run_folder.reader import presets_in, read_run, read_runs, results_folder
+from cifar_lab.run_folder.reader import figures_folder, presets_in, read_given, read_run, read_runs, results_folder
 from cifar_lab.run_folder.schema import RunFileError, read_config
-from cifar_lab.settings import DEVICES, LARGEST_SEED, Parser, Settings, choice, device_name, fail, integer, path, real
+from cifar_lab.settings import (
+    DEVICES,
+    LARGEST_SEED,
+    Parser,
+    Settings,
+    choice,
+    device_name,
+    fail,
+    figure_file,
+    integer,
+    path,
+    real,
+)
 
 # --- Figures of the runs in a results folder -------------------------------------------------------------------------
 
 
 def parser() -> Parser:
-    """The flags of the command line whose first word is not `surface`."""
+    """The flags of the command line whose first word is neither `band` nor `surface`."""
     p = Parser("landscape.py", __doc__)
     p.add_argument("results", nargs="?", default=RESULTS, type=path, help="results folder (results)")
     return p
@@ -45,6 +59,8 @@ def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit status, 1 if a file could not be read and the others were drawn."""
     if argv[:1] == ["surface"]:
         return surface_main(argv[1:])
+    if argv[:1] == ["band"]:
+        return band_main(argv[1:])
     try:
         results = results_folder(Path(parser().parse_args(argv).results))
     except RunFileError as error:
@@ -55,14 +71,46 @@ def main(argv: list[str]) -> int:
     for preset in presets_in(results):
         runs, errors = read_runs(results, preset)
         figures = kinds.draw(kinds.LANDSCAPE, results, preset, runs)
-        for stem, caption in figures.drawn:
-            print(f"{stem}.png, .svg: {caption}")
+        print(*figures.lines(), sep="\n", end="\n" if figures.drawn else "")
         for name, command in figures.missing:
             print(f"{preset}: missing: {name}; to create it, run: {command}")
         unreadable += errors + figures.errors
     for error in unreadable:
         print(error, file=sys.stderr)
     return int(bool(unreadable))
+
+
+# --- The band of any runs --------------------------------------------------------------------------------------------
+
+
+def band_parser() -> Parser:
+    """The flags of `landscape.py band`."""
+    p = Parser("landscape.py band", __doc__)
+    add = p.add_argument
+    add("folders", nargs="+", type=path, metavar="RUN_FOLDER", help="runs that differ in nothing but the learning rate")
+    add("--against", nargs="+", type=path, default=(), metavar="RUN_FOLDER", help="the runs of a second band")
+    add("--save", type=figure_file, metavar="FILE", help="write the figure to this file: .png, .svg or .pdf")
+    return p
+
+
+def band_main(argv: list[str]) -> int:
+    """Draws the band, or the two bands, that the command line asks for; returns the exit status."""
+    options = band_parser().parse_args(argv)
+    from cifar_lab.figures import band, sets
+    from cifar_lab.figures.style import Figures
+
+    try:
+        groups = [read_given(folders) for folders in (options.folders, options.against) if folders]
+        bands = [sets.band_of(group) for group in groups]
+    except (RunFileError, ValueError) as error:
+        fail(f"landscape.py band: {error}")
+    every = [run for group in groups for run in group]
+    names = [name for name in sets.differing([sets.Series((group[0],)) for group in groups]) if name != "lr"]
+    figures = Figures(file=options.save)
+    kind = "-vs-".join(["landscape", *(groups[1][0].model for _ in groups[1:])])
+    band.draw(figures, figures_folder(every[0]) / sets.file_stem(kind, every), bands, names)
+    print(*figures.lines(), sep="\n")
+    return 0
 
 
 # --- The surface around trained networks -----------------------------------------------------------------------------
@@ -129,8 +177,7 @@ def surface_main(argv: list[str]) -> int:
         surfaces = {run: surface.read_surface(run.folder / f"{grid.stem}.csv") for run in runs}
         # Run folders are results/<preset>/<model>/<name>; the figures go to results/<preset>/figures.
         figure.draw(figures, runs[0].folder.resolve().parents[1] / "figures", surfaces)
-        for stem, caption in figures.drawn:
-            print(f"{stem}.png, .svg: {caption}")
+        print(*figures.lines(), sep="\n")
     except Stopped as stopped:
         fail("landscape.py surface: stopped; what is computed is saved, and the same command continues", stopped.status)
     except RunFileError as error:

@@ -1,32 +1,54 @@
-"""Draws the report's figures from a results folder and writes its tables and verdicts. Trains nothing.
+"""Draws the figures of a results folder and writes its tables and verdicts. Trains nothing.
 
     python plot_results.py results/
     python plot_results.py results/ --preset quick
+    python plot_results.py RUN_FOLDER RUN_FOLDER ... --save figure.png     any runs in one figure
+    python plot_results.py results/ --table runs.csv                       a row per run, all settings and results
+    python plot_results.py results/ --to tensorboard logs/                 what tensorboard --logdir logs/ shows
 
 For each preset found there, or among the published runs in results/published/: results/<preset>/figures/ (PNG and SVG),
-report.md, which shows everything, and verdicts.csv. A figure whose runs are missing is listed with the command that
-trains them. Runs may still be training.
+report.md, which shows everything, and verdicts.csv. Every set of runs that differ in one setting has a figure, every
+set that differs in nothing but the learning rate a band; those of the report's list have fixed names, and what lacks
+runs is listed with the command that trains them. Runs may still be training.
 """
 
+import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_lab.figures import kinds
+from cifar_lab.figures import curves, kinds, sets
+from cifar_lab.figures.style import Figures
 from cifar_lab.project import RESULTS
-from cifar_lab.report import page, verdict_tables, verdicts
-from cifar_lab.run_folder import files
-from cifar_lab.run_folder.reader import Run, presets_in, read_runs, report_runs, results_folder
+from cifar_lab.report import page, table, verdict_tables, verdicts
+from cifar_lab.run_folder import files, tensorboard
+from cifar_lab.run_folder.reader import (
+    Run,
+    figures_folder,
+    presets_in,
+    read_given,
+    read_runs,
+    report_runs,
+    results_folder,
+)
 from cifar_lab.run_folder.schema import RunFileError
-from cifar_lab.settings import ALL_PRESETS, PAPER_PRESETS, Parser, choice, fail, path
+from cifar_lab.settings import ALL_PRESETS, PAPER_PRESETS, PUBLISHED, Parser, choice, fail, figure_file, path
 
 
 def parser() -> Parser:
     """The command line's flags."""
     p = Parser("plot_results.py", __doc__)
-    p.add_argument("results", nargs="?", default=RESULTS, type=path, help="the results folder (results)")
+    p.add_argument(
+        "results", nargs="*", default=[RESULTS], type=path, help="the results folder (results), or run folders"
+    )
     p.add_argument(
         "--preset", type=choice(*ALL_PRESETS), help=f"only this preset: {', '.join(ALL_PRESETS)} (all there are)"
+    )
+    p.add_argument("--save", type=figure_file, metavar="FILE", help="of run folders: the file, .png, .svg or .pdf")
+    p.add_argument("--table", type=path, metavar="FILE", help="write a CSV with a row per run instead of figures")
+    p.add_argument(
+        "--to", nargs=2, type=path, metavar=("tensorboard", "FOLDER"), help="copy the logs instead of drawing"
     )
     return p
 
@@ -34,25 +56,60 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     """Draws everything; returns the exit status, 1 if a file could not be read or written."""
     args = parser().parse_args(argv)
+    given = [Path(folder) for folder in args.results]
     try:
-        results = results_folder(Path(args.results))
-    except RunFileError as error:
+        if args.to:
+            if args.to[0] != "tensorboard":
+                fail(f"plot_results.py: --to {args.to[0]}: logs are written for tensorboard, and nothing else")
+            tensorboard.check()
+        if len(given) > 1 or os.path.exists(given[0] / "config.json"):
+            return of_runs(read_given(given), args)
+        results = results_folder(given[0])
+    except (RunFileError, tensorboard.Missing) as error:
         fail(f"plot_results.py: {error}")
+    if args.save:
+        fail("plot_results.py: --save: a results folder has many figures; give the folders of runs")
     presets = presets_in(results, args.preset)
     if not presets:
         fail(f"plot_results.py: --preset {args.preset}: {results} has no run folders of it")
-    failed = False
+    every, unreadable = [], []
     for preset in presets:
         runs, errors = read_runs(results, preset)
-        if runs:
-            try:
+        try:
+            if runs and not (args.table or args.to):
                 errors += plot_preset(results, preset, runs, errors)
-            except OSError as error:
-                fail(f"plot_results.py: {error.filename or results / preset}: {error.strerror}", 1)
+        except OSError as error:
+            fail(f"plot_results.py: {error.filename or results / preset}: {error.strerror}", 1)
         for error in errors:
             print(error, file=sys.stderr)
-        failed |= bool(errors)
-    return int(failed)
+        every += runs
+        unreadable += errors
+    if args.table or args.to:
+        of_runs(every, args)
+    return int(bool(unreadable))
+
+
+def of_runs(runs: Sequence[Run], args: Namespace) -> int:
+    """Writes the table or the event files that the command line asks for, else one figure; returns the exit status."""
+    try:
+        if args.table:
+            files.write_text(Path(args.table), table.to_csv(runs))
+            print(f"{args.table}: {len(runs)} runs")
+        if args.to:
+            for run in runs:
+                source = PUBLISHED if run.published else ""
+                tensorboard.Events(Path(args.to[1], source, run.place), run.folder).close()
+            print(f"{args.to[1]}: {len(runs)} runs; to see them: tensorboard --logdir {args.to[1]}")
+        if not (args.table or args.to):
+            for run in runs:
+                if not run.epochs_done:
+                    fail(f"plot_results.py: {run.folder}: no epoch has ended yet")
+            figures = Figures(file=args.save)
+            curves.draw_any(figures, figures_folder(runs[0]) / sets.file_stem("overview", runs), runs)
+            print(*figures.lines(), sep="\n")
+    except OSError as error:
+        fail(f"plot_results.py: {error.filename}: {error.strerror}", 1)
+    return 0
 
 
 def plot_preset(results: Path, preset: str, runs: Sequence[Run], errors: Sequence[RunFileError]) -> list[RunFileError]:
@@ -62,7 +119,11 @@ def plot_preset(results: Path, preset: str, runs: Sequence[Run], errors: Sequenc
     found_while_drawing = list(figures.errors)
     figures.errors[:0] = errors
     judged = {} if preset in PAPER_PRESETS else verdicts.judge_sources(runs, preset, results)
-    files.write_text(folder / "report.md", page.report_text(preset, runs, figures, judged))
+    shown = judged
+    if not kinds.begun(runs, preset):  # of claims without runs the list of what is missing has one line
+        shown = {source: [v for v in of if source or v.estimates] for source, of in judged.items()}
+        shown = {source: of for source, of in shown.items() if of}
+    files.write_text(folder / "report.md", page.report_text(preset, runs, figures, shown))
     print(f"{folder}: {len(runs)} runs, {len(figures.drawn)} figures in {folder / 'figures'}, {folder / 'report.md'}")
     own = [run for run in runs if not run.published]
     others = len(own) - sum(map(len, report_runs(own, preset).values()))
@@ -72,7 +133,7 @@ def plot_preset(results: Path, preset: str, runs: Sequence[Run], errors: Sequenc
         print(f"  missing: {name}: {command}")
     if judged:
         files.write_text(folder / "verdicts.csv", verdict_tables.to_csv(judged))
-    for source, of_source in judged.items():
+    for source, of_source in shown.items():
         print(f"verdicts at the preset {preset}{source and ' from the '}{source} (mean over the seeds, 95% interval):")
         print(verdict_tables.to_text(of_source))
     return found_while_drawing

@@ -83,6 +83,14 @@ def path(text: str) -> str:
     return text
 
 
+def figure_file(text: str) -> Path:
+    """A parser of the name of a figure's file."""
+    file = Path(path(text))
+    if file.suffix not in (".png", ".svg", ".pdf"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png, .svg or .pdf")
+    return file
+
+
 def flag(
     default: Any, documentation: str, kind: Callable | None = None, *, many: bool = False, metavar: str = "",
     also: str = "",
@@ -184,6 +192,25 @@ def number(value: float) -> str:
     return f"{Decimal(repr(float(value))).normalize():e}" if value else "0"
 
 
+# What a setting is called in figures, if that is not the name of its field.
+_NAMES = {"model": "network", "lr": "learning rate", "batch_size": "batch", "augment": "augmentation"}
+
+
+def name_of(setting: str) -> str:
+    """What figures call a setting of a run, or an option of its network: `learning rate`."""
+    return _NAMES.get(setting, setting.replace("_", " "))
+
+
+def words(setting: str, value: Any) -> str:
+    """A setting with its value: `learning rate 1e-3`, `no augmentation`."""
+    name = name_of(setting)
+    if isinstance(value, bool) or value is None:
+        return name if value else f"no {name}"
+    if setting in ("lr", "weight_decay"):
+        return f"{name} {number(value)}"
+    return f"{name} {value:{',' if isinstance(value, int) else 'g' if isinstance(value, float) else ''}}"
+
+
 def preset_defaults(preset: str) -> dict:
     """The preset's own values for the fields of `RunConfig`."""
     chosen = {k: v[0] if isinstance(v, tuple) else v for k, v in ALL_PRESETS[preset].items()}
@@ -271,6 +298,7 @@ class Settings:
     channels_last: bool = flag(True, "keep activations in NCHW order in memory")
     deterministic: bool = flag(False, "only kernels that give the same bits in every run (slower on CUDA)")
     results: str = flag(RESULTS, "folder that run folders are written to", path)
+    log: str | None = flag(None, "write the logs for another viewer too: tensorboard", choice("tensorboard"))
     data_dir: str | None = flag(None, "folder of CIFAR-10 (default: $CIFAR10_DIR, else data/)", path)
     checkpoint_seconds: float = flag(60.0, "seconds between two checkpoints", real(0, 1e9), metavar="SECONDS")
     fresh: bool = flag(False, "start again; what the run folder holds is moved aside, never deleted")

@@ -60,6 +60,8 @@ TABLE = (
      "tests/test_figures.py tests/test_plots.py"),
     ("figures", "cifar_lab/figures/band.py cifar_lab/figures/probes.py",
      "tests/test_figures.py tests/test_landscape.py tests/test_published.py"),
+    ("figures", "cifar_lab/figures/sets.py cifar_lab/report/table.py cifar_lab/run_folder/tensorboard.py",
+     "tests/test_own_figures.py tests/test_figures.py"),
     ("figures", "cifar_lab/figures/surface.py cifar_lab/figures/confusion.py",
      "tests/test_figures.py tests/test_surface.py"),
 )  # fmt: skip

@@ -419,7 +419,10 @@ def test_command_line_draws_what_it_can_and_names_what_it_cannot_read(tmp_path):
     assert PLAIN_COMMAND.format(tmp_path) in done.stdout
 
 
-@pytest.mark.parametrize("words", [[], ["there is none"], ["a", "b"], ["--what", "."], ["surface"], [""]])
+BAND_WORDS = [["band"], ["band", "none"], ["band", ".", "--save", "figure.txt"]]
+
+
+@pytest.mark.parametrize("words", [*BAND_WORDS, ["there is none"], ["a", "b"], ["--what", "."], ["surface"], [""]])
 def test_bad_input_is_one_line_and_status_2(words, tmp_path):
     done = command_line(tmp_path, *words)
     assert done.returncode == 2

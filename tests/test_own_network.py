@@ -64,9 +64,10 @@ def test_it_has_curves_a_band_and_probes(project):
     done = run(project, "plot_results.py results")
     drawn = {path.stem for path in (project / "results/report/figures").glob("*.png")}
     size = "batch4-train8-test6-probe2"
-    assert {"curves-resnet18", f"landscape-resnet18-adam-wd1e-4-{size}", f"probes-adam-lr1e-2-wd1e-4-{size}"} <= drawn
+    stems = [f"{kind}-resnet18-adam-wd1e-4-{size}" for kind in ("overview-lr", "landscape")]
+    assert {*stems, f"probes-adam-lr1e-2-wd1e-4-{size}"} <= drawn
     assert "2 runs" in done.stdout
-    for stem in ("curves-resnet18", f"landscape-resnet18-adam-wd1e-4-{size}"):
+    for stem in stems:
         assert "ResNet-18" in (project / f"results/report/figures/{stem}.svg").read_text(encoding="utf-8")
 
 

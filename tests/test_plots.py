@@ -14,12 +14,18 @@ from made_up import write_run
 import plot_results
 from cifar_lab.experiments import config_of
 from cifar_lab.figures import curves
+from cifar_lab.figures.style import Look
 from cifar_lab.run_folder.reader import read_run
 
 ROOT = Path(plot_results.__file__).parent
 NUMBERS = ("01", "02", "04", "05", "06", "07", "08", "09", "10")
 OVERVIEWS = ("overview_inception", "overview_optimizers", "overview_vgg")
-STEMS = [*(f"figure_{number}" for number in NUMBERS), *OVERVIEWS, "landscape", "landscape_ratio"]
+OTHERS = (  # of runs that no figure of the report shows
+    "overview-model-adam-lr1e-3-wd1e-4", "overview-optimizer-inception_res-lr1e-2-wd1e-4",
+    "overview-lr-inception_res-adam-wd1e-4", "overview-residual_scale-inception_res-adam-lr1e-4-wd0",
+)  # fmt: skip
+BANDS = ("landscape", "landscape_ratio", "landscape-inception_res-adam-wd1e-4")
+STEMS = [*(f"figure_{number}" for number in NUMBERS), *OVERVIEWS, *OTHERS, *BANDS]
 RUNS = (
     "inception", "inception_res", "inception_res_adam", "inception_res_adamw", "inception_res_rmsprop",
     "inception_res_unscaled", "large_lr_adam_1e-3", "large_lr_adam_1e-2", "large_lr_sgd_momentum",
@@ -114,7 +120,7 @@ def test_the_runs_stand_in_the_order_of_the_reports_list(whole):
 @pytest.mark.parametrize("epochs, marker", [(3, "o"), (20, "o"), (21, "None")])
 def test_the_epochs_of_a_short_run_are_marked(epochs, marker, tmp_path):
     run = read_run(write_run(tmp_path, "inception", epochs=epochs))
-    figure = curves.draw("title", ("test_accuracy",), [curves.Curve("label", "#000000", [run])])
+    figure = curves.draw("title", ("test_accuracy",), [curves.Curve(Look("inception", "label", "#000000"), [run])])
     assert [line.get_marker() for line in figure.axes[0].lines] == [marker]
 
 
@@ -137,8 +143,8 @@ def test_the_same_logs_give_the_same_bytes(whole, tmp_path, capsys):
 
 
 def test_one_preset_alone(tmp_path, capsys):
-    write_run(tmp_path, "vgg_a_lr0.001", "quick")
-    write_run(tmp_path, "vgg_a_lr0.001", "report", epochs=3)
+    write_run(tmp_path, "inception", "quick")
+    write_run(tmp_path, "inception", "report", epochs=3)
     assert plot_results.main([str(tmp_path), "--preset", "quick"]) == 0
     assert (tmp_path / "quick" / "report.md").exists() and not (tmp_path / "report" / "report.md").exists()
     said = capsys.readouterr().out
@@ -188,11 +194,17 @@ def test_before_its_first_epoch_a_run_has_no_figure(tmp_path, capsys):
     assert "| 0 of 5 | - | - | 123,456 | 0 | 3,000 | cpu: made up (2 threads) | diverged at step 3 |" in report
 
 
-def test_runs_with_other_settings_are_in_the_table_alone(tmp_path, capsys):
+def test_runs_with_other_settings_are_in_the_table_and_in_no_figure_of_the_report(tmp_path, capsys):
     write_run(tmp_path, replace(config_of("inception", "quick"), width=0.5))
     assert plot_results.main([str(tmp_path)]) == 0
-    assert "inception/adam-lr1e-4-wd0-seed0-width0.5" in (tmp_path / "quick" / "report.md").read_text()
-    assert not (tmp_path / "quick" / "figures" / "figure_01.png").exists()
+    report = (tmp_path / "quick" / "report.md").read_text()
+    assert "inception/adam-lr1e-4-wd0-seed0-width0.5" in report
+    figures = {path.name for path in (tmp_path / "quick" / "figures").iterdir()}
+    assert figures == {f"overview-inception-adam-lr1e-4-wd0-width0.5.{kind}" for kind in ("png", "svg")}
+    command = f"python -m cifar_lab.reproduce quick --results {tmp_path}"
+    output = capsys.readouterr().out
+    assert f"  missing: the report's own figures and claims: {command}\n" in output
+    assert output.count("missing") == 1 and "not run" not in output + report
 
 
 def test_a_paper_preset_has_no_figures_of_the_report(tmp_path, capsys):
@@ -240,7 +252,7 @@ def test_an_empty_results_folder(tmp_path, capsys):
     assert not snapshot(tmp_path)
 
 
-@pytest.mark.parametrize(("depth", "what"), [(1, "a preset's folder"), (2, "a model's folder"), (3, "a run's folder")])
+@pytest.mark.parametrize(("depth", "what"), [(1, "a preset's folder"), (2, "a model's folder")])
 def test_a_folder_inside_the_results_folder(tmp_path, capsys, depth, what):
     folder = write_run(tmp_path, "inception")
     before = snapshot(tmp_path)

@@ -49,6 +49,8 @@ def test_a_command_of_the_readme_parses(command):
         plot_results.parser().parse_args(words)
     elif words[:1] == ["surface"]:
         landscape.surface_parser().parse_args(words[1:] or ["run"])
+    elif words[:1] == ["band"]:
+        landscape.band_parser().parse_args(words[1:])
     elif name != "MyResNet.py":  # tests/test_own_network.py
         assert name == "landscape.py"
         landscape.parser().parse_args(words)

@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import write_run
 from matplotlib.axes import Axes
-from mpl_toolkits.mplot3d import Axes3D
 from torch import nn
 
 import landscape
@@ -348,7 +347,7 @@ def test_figures_side_by_side(tmp_path, dims, highest):
         surfaces[read_run(folder)] = read_surface(surface_file(folder, grid, losses))
     figures = Figures()
     draw(figures, tmp_path / "figures", surfaces)
-    assert len(figures.drawn) == dims
+    assert len(figures.drawn) == 1
     for stem, caption in figures.drawn:
         assert "VGG-A + BatchNorm" in caption and "vgg_a-vs-vgg_a_bn" in stem.name
         assert Path(f"{stem}.png").stat().st_size > 5000
@@ -369,13 +368,13 @@ def test_a_is_drawn_to_the_right_and_b_upwards(tmp_path, monkeypatch):
 
         monkeypatch.setattr(cls, name, function)
 
-    for cls, name in ((Axes, "contourf"), (Axes, "contour"), (Axes3D, "plot_surface")):
+    for cls, name in ((Axes, "contourf"), (Axes, "contour")):
         recorded(cls, name)
     grid = Grid(points=5, range=2.0)
     folder = write_run(tmp_path, "vgg_a_lr0.001")
     losses = [3 + a + b**2 / 4 for a in (-2, -1, 0, 1, 2) for b in (-2, -1, 0, 1, 2)]
     draw(Figures(), tmp_path / "figures", {read_run(folder): read_surface(surface_file(folder, grid, losses))})
-    assert set(drawn) == {"contourf", "contour", "plot_surface"}
+    assert set(drawn) == {"contourf", "contour"}
     for ((label, a, b, shown),) in drawn.values():
         assert label() == "a"
         np.testing.assert_allclose(a, np.tile([-2, -1, 0, 1, 2], (5, 1)))
@@ -400,7 +399,7 @@ def test_results_folder_with_surfaces(tmp_path):
     (folders[2] / "surface-bad.csv").write_bytes(b"bad\n")
     figures = kinds.draw(kinds.LANDSCAPE, tmp_path, "quick", read_runs(tmp_path, "quick")[0])
     assert [stem.name for stem, _ in figures.drawn] == [
-        f"{grid.stem}-vgg_a-vs-vgg_a_bn-adam-lr1e-3-wd1e-4-seed0-{kind}" for kind in ("contour", "3d")
+        f"{grid.stem}-vgg_a-vs-vgg_a_bn-adam-lr1e-3-wd1e-4-seed0-contour"
     ]
     assert (grid.stem, f"python landscape.py surface {folders[2]} --points 3") in figures.missing
     assert [str(error) for error in figures.errors] == [
@@ -447,8 +446,7 @@ def test_command_line(tmp_path, images, capsys):
     assert landscape.main(["surface", *map(str, folders), *SMALL]) == 0
     out = capsys.readouterr().out
     stem = "surface-2d-3x3-range1-20images-seed0-eval"
-    for kind in ("contour", "3d"):
-        assert f"figures/{stem}-vgg_a-vs-vgg_a_bn-adam-lr1e-3-wd1e-4-seed0-{kind}.png" in out
+    assert f"figures/{stem}-vgg_a-vs-vgg_a_bn-adam-lr1e-3-wd1e-4-seed0-contour.png" in out
     for folder in folders:
         found = read_surface(folder / f"{stem}.csv")
         model, _ = checkpoint.load_model(folder)

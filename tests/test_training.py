@@ -107,9 +107,9 @@ def test_figures_of_what_was_trained(together):
         done = subprocess.run([sys.executable, ROOT / name, results], capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stderr) == (0, "")
     report = (results / "report" / "report.md").read_text(encoding="utf-8")
-    for folder in find_run_folders(results):  # none has the report's settings: no figure is drawn, all are listed
+    for folder in find_run_folders(results):  # none has the report's settings
         assert f"| inception_res/{folder.name} | 3 | " in report
-    assert "Figure 7: residual Inception with L2, AdamW, test accuracy: `python MyFramework.py" in report
+    assert "the report's own figures and claims: `python -m cifar_lab.reproduce report" in report
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

@@ -1,19 +1,25 @@
 """The figures of the learning-rate band."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 
-from cifar_lab.experiments import BN_BAND, NETWORKS, PLAIN_BAND, command_for
+from cifar_lab.experiments import BN_BAND, PLAIN_BAND, command_for
+from cifar_lab.figures import sets
+from cifar_lab.figures.sets import Rates
 from cifar_lab.figures.style import (
     OTHER_COLOURS,
     Figures,
     Look,
     caveats,
-    looks,
+    loss_floor,
+    off_axis,
     plt,
     seeds_of,
     seeds_text,
@@ -36,62 +42,120 @@ from cifar_lab.settings import PAPER_PRESETS, number
 
 BANDS = {"vgg_a": PLAIN_BAND, "vgg_a_bn": BN_BAND}  # of the report's figure: network, names of its runs
 LOSS_SHOWN = 3.0  # nats: the band's axis ends there; a uniform guess among ten classes has a loss of 2.3
+LOGARITHMIC = 5.0  # ratio of the largest loss to the smallest median from which on the axis is logarithmic
 RATIO_FROM = 10  # steps: the ratio up to earlier ones is that of a few batches
 DENSE = 2_000  # steps from which on a band's edges are drawn thin
 
 
 def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) -> None:
-    """The report's band, and one for each network of the user's own at several learning rates.
+    """The report's bands, published runs apart, then every other band of the user's own runs.
 
-    Runs of one band differ in nothing but the learning rate. Published runs have figures of their own.
+    Two that share their learning rates and differ in one setting are drawn together, with the ratio of their widths.
     """
     folder = results / preset / "figures"
-    for published in (False, True):
-        source = [run for run in runs if run.published == published]
-        suffix = "-published" if published else ""
-        found = report_runs(source, preset)
-        report = {model: _complete_groups(found, names) for model, names in BANDS.items()}
-        if preset not in PAPER_PRESETS:
-            if not published:
-                figures.missing += [
-                    (f"landscape band of {model}", command_for(BANDS[model][0], preset, seeds_of(runs), results))
-                    for model, by_seed in report.items()
-                    if not by_seed and not any(run.published and run.model == model for run in runs)
-                ]
-            drawn = [by_seed for by_seed in report.values() if by_seed]
-            if drawn:
-                _figure(figures, folder / f"landscape{suffix}", drawn)
-            if len(drawn) == len(BANDS):
-                _ratio_figure(figures, folder / f"landscape_ratio{suffix}", *drawn)
-        others: dict[tuple[str, str], dict[int, list[Run]]] = {}
-        for run in sorted(source, key=lambda run: -run.settings["lr"]):
-            if run.model not in NETWORKS and len(run.losses):
-                name = run.settings_name.replace(f"-lr{number(run.settings['lr'])}", "", 1)
-                others.setdefault((run.model, name.split()[0]), {}).setdefault(run.seed, []).append(run)
-        for (model, name), by_seed in others.items():
-            several = {seed: group for seed, group in sorted(by_seed.items()) if len(group) > 1}
-            if several:
-                _figure(figures, folder / f"landscape-{model}-{name}{suffix}", [several])
+    shown: set[Run] = set()
+    for published in (False, True) if preset not in PAPER_PRESETS else ():
+        report = of_report(report_runs([run for run in runs if run.published == published], preset))
+        for model, rates in report.items() if not published else ():
+            if not rates and not any(run.published and run.model == model for run in runs):
+                command = command_for(BANDS[model][0], preset, seeds_of(runs), results)
+                figures.lacking.append((f"landscape band of {model}", command))
+        if there := [rates for rates in report.values() if rates]:
+            draw(figures, folder / f"landscape{'-published' if published else ''}", there)
+            shown.update(run for rates in there for run in _runs(rates))
+    bands = sets.bands([run for run in runs if not run.published])
+    new = [not shown.issuperset(_runs(rates)) for rates in bands]
+    together = [(a, b, name) for a, b, name in sets.pairs(bands) if new[a] or new[b]]
+    alone = set(np.flatnonzero(new)) - {i for a, b, _ in together for i in (a, b)}
+    own = [([bands[a], bands[b]], name) for a, b, name in together]
+    own += [([bands[i]], "model") for i in sorted(alone)]
+    for of, name in own[: sets.MOST]:
+        every = [run for rates in of for run in _runs(rates)]
+        names = "-vs-".join(look.label for look in sets.told_apart([_runs(rates) for rates in of], (name,)))
+        kind = f"landscape-{names}" if len(of) > 1 else "landscape"
+        draw(figures, folder / sets.file_stem(kind, every), of, (name,))
+    figures.more(len(own) - sets.MOST, "bands", "python landscape.py band RUN_FOLDER ... --against RUN_FOLDER ...")
 
 
-def _complete_groups(found: Mapping[str, Mapping[int, Run]], names: Sequence[str]) -> dict[int, list[Run]]:
-    """By seed, the named runs if all of them have logged a step."""
-    seeds = set.intersection(*(set(found.get(name, ())) for name in names))
-    groups = {seed: [found[name][seed] for name in names] for seed in sorted(seeds)}
-    return {seed: group for seed, group in groups.items() if all(len(run.losses) for run in group)}
+def of_report(found: Mapping[str, Mapping[int, Run]]) -> dict[str, Rates]:
+    """The runs of the report's bands by network; those of the seeds at which all have logged a step.
+
+    found: by name in `experiments.RUNS` and by seed.
+    """
+    bands = {}
+    for model, names in BANDS.items():
+        seeds = set.intersection(*(set(found.get(name, ())) for name in names))
+        groups = {seed: [found[name][seed] for name in names] for seed in sorted(seeds)}
+        bands[model] = {seed: group for seed, group in groups.items() if all(len(run.losses) for run in group)}
+    return bands
 
 
-def draw_band(axes: Axes, bands: Sequence[tuple[Look, Band]]) -> None:
-    """Fills between the raw upper and lower curve of each network's band.
+def draw(figures: Figures, stem: Path, bands: Sequence[Rates], named_by: Sequence[str] = ("model",)) -> None:
+    """A figure of one band or more and, of two, the figure of the ratio of their widths.
+
+    named_by: the settings by which the bands are called. The steps are those that all runs plan.
+    """
+    every = [run for rates in bands for run in _runs(rates)]
+    looks = sets.told_apart([_runs(rates) for rates in bands], named_by)
+    planned = min(run.steps_planned for run in every)
+    areas = [_areas(rates, planned) for rates in bands]
+    shared = sorted(set.intersection(*(set(of) for of in areas)))
+    seeds = [shared[0] if shared else min(of) for of in areas]
+
+    figure, (axes, below) = plt.subplots(2, 1, figsize=(6.8, 5.8), height_ratios=(4, 1))
+    drawn = [of[seed] for of, seed in zip(areas, seeds, strict=True)]
+    beyond = draw_band(axes, list(zip(looks, drawn, strict=True)))
+    rates = list(dict.fromkeys(tuple(run.settings["lr"] for run in next(iter(of.values()))) for of in bands))
+    count = {2: "two", 3: "three", 4: "four"}.get(len(rates[0]), str(len(rates[0]))) if len(rates) == 1 else "the"
+    figure.suptitle(f"Learning-rate band: largest and smallest training loss over {count} learning rates", fontsize=11)
+    _band_table(below, looks, areas, shared)
+    lines = "filled: raw; lines: running medians of both curves" if len(drawn[0].upper) > DENSE else "medians: running,"
+    notes = [f"drawn: seed {' and '.join(map(str, sorted(set(seeds))))}", f"{lines} over {drawn[0].window} steps"]
+    listed = " / ".join(", ".join(map(number, of)) for of in rates)
+    text = f"{setting_text(every)}, learning rates {listed}; {_span(every)}"
+    small_print(figure, wrapped("; ".join([text, *notes, *beyond, *caveats(every)])))
+    names = " and ".join(look.label for look in looks)
+    figures.add(
+        figure, stem, f"The learning-rate band of {names}: largest and smallest training loss over the learning rates"
+    )
+    if len(bands) == 2 and shared and not figures.file:
+        ratio = stem.with_name(stem.name.replace("landscape", "landscape_ratio", 1))
+        _draw_ratio(figures, ratio, looks, [{seed: of[seed] for seed in shared} for of in bands])
+
+
+def _runs(rates: Rates) -> list[Run]:
+    return [run for group in rates.values() for run in group]
+
+
+def _areas(rates: Rates, planned: int, *, batch_noise: bool = True) -> dict[int, Band]:
+    """The band of each seed over the part of `planned` steps that a band is read over."""
+    return {
+        seed: band([run.losses for run in group], band_steps(planned), planned, batch_noise=batch_noise)
+        for seed, group in rates.items()
+    }
+
+
+def _span(runs: Sequence[Run]) -> str:
+    """Which part of the runs their band is."""
+    planned = sorted({run.steps_planned for run in runs})
+    steps = band_steps(planned[0])
+    part = "first half" if steps == planned[0] // 2 else f"first {steps:,} steps"
+    if len(planned) == 1:
+        return f"{part} of the run"
+    return f"{part} of the shortest run, {steps:,} steps that all have: they are {planned[0]:,} to {planned[-1]:,} long"
+
+
+def draw_band(axes: Axes, bands: Sequence[tuple[Look, Band]]) -> list[str]:
+    """Fills between the raw upper and lower curve of each band; returns which losses lie beyond the axis.
 
     If many steps share a pixel, the raw curves hide each other: then their running medians are drawn over them.
     """
     dense = any(len(area.upper) > DENSE for _, area in bands)
+    fill = 0.25 if dense else 0.35
     for look, area in bands:
         step = np.arange(1, len(area.upper) + 1)
         style = {"color": look.colour, "rasterized": True}  # 50,000 steps as vectors are megabytes of SVG
-        fill = 0.25 if dense else 0.35
-        axes.fill_between(step, area.lower, area.upper, alpha=fill, linewidth=0, label=look.label, **style)
+        axes.fill_between(step, area.lower, area.upper, alpha=fill, linewidth=0, **style)
         # The edges show spikes, which as filled area are thinner than a pixel.
         width, alpha = (0.2, 0.35) if dense else (0.7, 1)
         for curve in (area.lower, area.upper):
@@ -103,89 +167,85 @@ def draw_band(axes: Axes, bands: Sequence[tuple[Look, Band]]) -> None:
         for median in (area.lower_median[whole], area.upper_median[whole]):
             axes.plot(step, median, color="white", linewidth=2.6, rasterized=True)
             axes.plot(step, median, color=look.colour, linewidth=1.4, rasterized=True)
-    highest = max(float(np.nanmax(area.upper, initial=0)) for _, area in bands)
-    lowest = min(float(np.nanmin(area.lower, initial=highest)) for _, area in bands)
-    bottom = 0.95 * lowest if lowest > highest / 2 else 0  # an untrained network's band is a strip far above 0
-    axes.set(xlabel="training step", ylabel="training loss (nats)", ylim=(bottom, min(LOSS_SHOWN, 1.05 * highest)))
+    axes.set(xlabel="training step", ylabel="training loss (nats)")
     axes.set_xlim(1, max(2, *(len(area.upper) for _, area in bands)))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    if highest > LOSS_SHOWN:
-        axes.set_title(f"the largest loss, {highest:.3g}, lies above the axis", loc="left", fontsize=7.5, color="0.35")
+    patches = [Patch(facecolor=look.colour, alpha=fill, label=look.label) for look, _ in bands]
+    entries: dict[str, Patch | tuple[Patch, ...]] = {patch.get_label(): patch for patch in patches}
+    if len(bands) > 1:
+        entries["overlap"] = tuple(patches)
     # Above the axes no curve runs into it.
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, fontsize=8)
+    axes.legend(
+        entries.values(), entries.keys(), loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2,
+        fontsize=8, handler_map={tuple: HandlerTuple(ndivide=1)},
+    )  # fmt: skip
+    return _set_loss_axis(axes, [area for _, area in bands])
 
 
-def _band(group: Sequence[Run], *, batch_noise: bool = True) -> Band:
-    """The band of runs at several learning rates."""
-    planned = min(run.steps_planned for run in group)
-    return band([run.losses for run in group], band_steps(planned), planned, batch_noise=batch_noise)
+def _set_loss_axis(axes: Axes, areas: Sequence[Band]) -> list[str]:
+    """The loss axis: logarithmic if the loss falls far, so that a band can be read at its end too."""
+    highest = max(float(np.nanmax(area.upper, initial=0)) for area in areas)
+    lowest = min(float(np.nanmin(area.lower, initial=highest)) for area in areas)
+    floor = min(float(np.nanmin(area.lower_median, initial=highest)) for area in areas)
+    bottom, top = loss_floor(lowest, highest), 1.05 * highest
+    if floor < LOSS_SHOWN < top:
+        top = LOSS_SHOWN
+    if highest > LOGARITHMIC * floor > 0:
+        bottom = max(0.95 * lowest, floor / 3)  # single batches far below the medians would take half of the axis
+        axes.set_yscale("log")
+        _label_logarithmic(axes, (1, 2, 5))
+    axes.set_ylim(bottom, top)
+    above = [off_axis(highest)] if highest > top else []
+    return above + ([f"the smallest loss, {lowest:.2g}, lies below the axis"] if lowest < bottom else [])
 
 
-def _span(run: Run) -> str:
-    """Which part of a run its band is."""
-    steps = band_steps(run.steps_planned)
-    return "first half of the run" if steps == run.steps_planned // 2 else f"first {steps:,} steps of the run"
+def _label_logarithmic(axes: Axes, numbers: Sequence[float]) -> None:
+    axes.yaxis.set_major_locator(LogLocator(subs=numbers))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
 
 
-def _figure(figures: Figures, stem: Path, grouped: Sequence[Mapping[int, Sequence[Run]]]) -> None:
-    """One figure. grouped: for each network, by seed, a run per learning rate."""
-    every = [run for by_seed in grouped for group in by_seed.values() for run in group]
-    bands: dict[Look, dict[int, Band]] = {}
-    for by_seed in grouped:
-        bands[looks(every)[next(iter(by_seed.values()))[0]]] = {seed: _band(group) for seed, group in by_seed.items()}
-    shared = sorted(set.intersection(*(set(by_seed) for by_seed in bands.values())))
-    drawn = {look: shared[0] if shared else min(by_seed) for look, by_seed in bands.items()}
-
-    figure, (axes, below) = plt.subplots(2, 1, figsize=(6.8, 5.4), height_ratios=(4, 1))
-    areas = [(look, bands[look][seed]) for look, seed in drawn.items()]
-    draw_band(axes, areas)
-    rates = list(dict.fromkeys(run.settings["lr"] for run in every))
-    count = {2: "two", 3: "three", 4: "four"}.get(len(rates), str(len(rates)))
-    figure.suptitle(f"Learning-rate band: largest and smallest training loss over {count} learning rates", fontsize=11)
-    _band_table(below, bands, shared)
-    notes = [f"drawn: seed {' and '.join(map(str, sorted(set(drawn.values()))))}"]
-    if any(len(area.upper) > DENSE for _, area in areas):
-        notes.append(f"filled: raw; lines: running medians of both curves over {areas[0][1].window} steps")
-    notes += caveats(every)
-    text = f"{setting_text(every[0])}, learning rates {', '.join(map(number, rates))}; {_span(every[0])}"
-    small_print(figure, wrapped(f"{text}; {'; '.join(notes)}"))
-    caption = "The learning-rate band: the largest and the smallest training loss over the learning rates"
-    figures.add(figure, stem, caption + (" (published runs)" if every[0].published else ""))
-
-
-def _band_table(axes: Axes, bands: Mapping[Look, Mapping[int, Band]], shared: Sequence[int]) -> None:
-    """The band's scalars as a table, means over the seeds."""
+def _band_table(axes: Axes, looks: Sequence[Look], areas: Sequence[Mapping[int, Band]], shared: Sequence[int]) -> None:
+    """The bands' scalars as a table: mean and standard deviation over the seeds."""
     columns = (
-        "", "mean width\n(nats)", "middle under 1.0\nafter step", "spikes per 1,000\n(> 2 x median)",
-        "spikes per 1,000\n(> median + 0.5)",
+        "", "mean width, nats:\nlargest minus\nsmallest loss", "step after which\nthe loss halfway\nis under 1.0",
+        "steps per 1,000:\nlargest loss over\n2 x its median", "steps per 1,000:\nlargest loss over\nmedian + 0.5",
     )  # fmt: skip
     rows = []
-    for look, by_seed in bands.items():
-        areas = list(by_seed.values())
-        reached = [step for step in map(settled_step, areas) if step is not None]
-        settled = f"{np.mean(reached):,.0f}" if reached else "not reached"
-        if 0 < len(reached) < len(areas):
-            settled += f" ({len(reached)} of {len(areas)} seeds)"
-        widths = [float(np.nanmean(area.width)) for area in areas if np.isfinite(area.width).any()]
+    for look, by_seed in zip(looks, areas, strict=True):
+        of = list(by_seed.values())
+        reached = [step for step in map(settled_step, of) if step is not None]
+        settled = _mean(reached, ",.0f") if reached else "not reached"
+        if 0 < len(reached) < len(of):
+            settled += f" ({len(reached)} of {len(of)} seeds)"
+        widths = [float(np.nanmean(area.width)) for area in of if np.isfinite(area.width).any()]
         rows.append([
-            f"{look.label} (n = {len(areas)})", f"{np.mean(widths):.3f}" if widths else "-", settled,
-            *(f"{np.mean([spikes(area, kind) for area in areas]):.2f}" for kind in ("relative", "absolute")),
+            textwrap.fill(f"{look.label} (n = {len(of)})", 30), _mean(widths, ".3f") if widths else "-", settled,
+            *(_mean([spikes(area, kind) for area in of], ".2f") for kind in ("relative", "absolute")),
         ])  # fmt: skip
     axes.axis("off")
-    grid = {"colWidths": (0.28, 0.13, 0.19, 0.2, 0.2), "bbox": (0, 0.25, 1, 0.85), "cellLoc": "center", "edges": "open"}
+    shares = (0.27, 0.185, 0.175, 0.185, 0.185)
+    grid = {"colWidths": shares, "bbox": (0, 0.2, 1, 0.95), "cellLoc": "center", "edges": "open"}
     table = axes.table(rows, colLabels=columns, **grid)
     table.auto_set_font_size(False)
     table.set_fontsize(8)
     for row in range(1 + len(rows)):
         table[row, 0].set_text_props(ha="left")
         for column in range(len(columns)):
-            table[row, column].set_height(1.7 if row == 0 else 1)
-    if [look.model for look in bands] == ["vgg_a", "vgg_a_bn"] and shared:
-        pairs = [compare_bands(*(by_seed[seed] for by_seed in reversed(bands.values()))) for seed in shared]
-        ratio = geometric_mean([pair["width_ratio"] for pair in pairs])
-        share = np.mean([pair["narrower_share"] for pair in pairs])
-        text = f"BN / plain: ratio of the mean widths {ratio:.2f}; BN's band is narrower at {share:.1%} of the steps"
+            table[row, column].set_height(2.4 if row == 0 else 1)
+    if len(looks) == 2 and shared:
+        compared = [compare_bands(areas[1][seed], areas[0][seed]) for seed in shared]
+        ratio = geometric_mean([pair["width_ratio"] for pair in compared])
+        share = np.mean([pair["narrower_share"] for pair in compared])
+        text = f"{looks[1].label} / {looks[0].label}: ratio of the mean widths {ratio:.2f}, "
+        text += f"narrower at {share:.1%} of the steps"
         axes.text(0.5, 0.0, text, transform=axes.transAxes, ha="center", va="bottom", fontsize=8)
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    """Over the seeds, with the standard deviation if there are several."""
+    spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
+    return f"{np.mean(values):{form}}{spread}"
 
 
 def geometric_mean(values: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -196,29 +256,29 @@ def geometric_mean(values: Sequence[float] | np.ndarray) -> np.ndarray:
         return np.exp(np.where(counted, logs, 0).sum(axis=0) / counted.sum(axis=0))
 
 
-def _ratio_figure(
-    figures: Figures, stem: Path, plain: Mapping[int, Sequence[Run]], bn: Mapping[int, Sequence[Run]]
-) -> None:
-    """The ratio of the mean widths up to each step, with batch noise and without. By seed, a run per rate."""
-    shared = sorted(set(plain) & set(bn))
-    if not shared:
-        return
-    pairs = {
-        noise: [[_band(of[seed], batch_noise=noise) for of in (bn, plain)] for seed in shared]
-        for noise in (True, False)
-    }
-    steps = max(compare_bands(*pair)["steps"] for pair in pairs[True])
-    curves = {noise: [width_ratio(*pair) for pair in of] for noise, of in pairs.items()}
+def _draw_ratio(figures: Figures, stem: Path, looks: Sequence[Look], bands: Sequence[Rates]) -> None:
+    """The ratio of the mean widths, second / first, up to each step, with batch noise and without.
+
+    bands: both of the same seeds.
+    """
+    every = [run for rates in bands for run in _runs(rates)]
+    planned = min(run.steps_planned for run in every)
+    first, second = (
+        {noise: _areas(rates, planned, batch_noise=noise).values() for noise in (True, False)} for rates in bands
+    )
+    compared = {noise: list(zip(second[noise], first[noise], strict=True)) for noise in (True, False)}
+    steps = max(compare_bands(*pair)["steps"] for pair in compared[True])
+    curves = {noise: [width_ratio(*pair) for pair in of] for noise, of in compared.items()}
     if steps < RATIO_FROM:
         return
     figure, axes = plt.subplots(figsize=(6.8, 4.0))
-    window = pairs[True][0][0].window
+    window = compared[True][0][0].window
     for noise, colour, style in ((True, OTHER_COLOURS[0], "-"), (False, OTHER_COLOURS[1], "--")):
-        first = RATIO_FROM if noise else max(RATIO_FROM, window // 2 + 1)  # before it the mean repeats the first loss
-        if first > steps:  # runs in progress
+        begin = RATIO_FROM if noise else max(RATIO_FROM, window // 2 + 1)  # before it the mean repeats the first loss
+        if begin > steps:  # runs in progress
             continue
-        step = np.arange(first, steps + 1)
-        each = np.stack([ratio[first - 1 : steps] for ratio in curves[noise]])
+        step = np.arange(begin, steps + 1)
+        each = np.stack([ratio[begin - 1 : steps] for ratio in curves[noise]])
         look = {"color": colour, "linestyle": style, "rasterized": steps > DENSE}
         for ratio in each if len(each) > 1 else ():
             axes.plot(step, ratio, linewidth=0.5, alpha=0.6, **look)
@@ -227,23 +287,22 @@ def _ratio_figure(
         axes.plot(step, mean, linewidth=1.8, label=f"{label}: {mean[-1]:.2f} over all steps", **look)
     axes.axhline(1, color="0.2", linewidth=0.8)
     axes.set(xscale="log", yscale="log", xlabel="training step t", xlim=(RATIO_FROM, max(steps, RATIO_FROM + 1)))
-    axes.set_ylabel("mean width up to step t, BatchNorm / plain\n(above 1: wider with BatchNorm)")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
+    compares = f"{looks[1].label} / {looks[0].label}"
+    axes.set_ylabel(f"mean width up to step t,\n{compares}")
+    _label_logarithmic(axes, (1, 1.5, 2, 3, 5, 7))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    if steps >= DECIDING_STEPS:
+    of_claim = [look.model for look in looks] == list(BANDS)
+    if of_claim and steps >= DECIDING_STEPS:
         axes.axvspan(DECIDING_STEPS, steps, color="0.9", zorder=0, label="enough steps to decide the claim")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=1, borderaxespad=0.2, fontsize=8)
-    figure.suptitle("Width of the learning-rate band with BatchNorm, relative to the plain network", fontsize=11)
-    every = [run for by_seed in (plain, bn) for seed in shared for run in by_seed[seed]]
-    several = "; bold: geometric mean, thin: each seed" if len(shared) > 1 else ""
-    undecided = "" if steps >= DECIDING_STEPS else f"; the claim needs {DECIDING_STEPS:,} steps"
+    figure.suptitle("Ratio of the widths of two learning-rate bands", fontsize=11)
+    several = "; bold: geometric mean, thin: each seed" if len(bands[0]) > 1 else ""
+    undecided = f"; the claim needs {DECIDING_STEPS:,} steps" if of_claim and steps < DECIDING_STEPS else ""
     notes = [
-        setting_text(every[0]),
-        f"{_span(every[0])}, seed {seeds_text(every)}{several}{undecided}",
+        setting_text(every),
+        f"{_span(every)}, seed {seeds_text(every)}{several}{undecided}",
+        f"above 1: the band of {looks[1].label} is the wider one",
         *caveats(every),
     ]
     small_print(figure, wrapped("; ".join(notes)))
-    caption = "The ratio of the bands' mean widths up to each step, BatchNorm / plain"
-    figures.add(figure, stem, caption + (" (published runs)" if every[0].published else ""))
+    figures.add(figure, stem, f"The ratio of the bands' mean widths up to each step, {compares}")

@@ -1,6 +1,5 @@
-"""Curves over the epochs: the report's figures, and one for each network that is not the report's."""
+"""Curves over the epochs: the report's figures, and one for each set of runs that differ in one setting."""
 
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,24 +7,28 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
-from cifar_lab.experiments import NETWORKS, command_for
+from cifar_lab.experiments import EXPERIMENTS, command_for
+from cifar_lab.figures import band, sets
 from cifar_lab.figures.style import (
-    OTHER_COLOURS,
     Figures,
-    looks,
-    optimizer_label,
+    Look,
+    loss_floor,
+    network_label,
+    off_axis,
     plt,
     seeds_of,
     settings_text,
     small_print,
 )
-from cifar_lab.optimizers import OPTIMIZERS
 from cifar_lab.run_folder.reader import Run, report_runs
-from cifar_lab.settings import PAPER_PRESETS
+from cifar_lab.settings import PAPER_PRESETS, name_of
 
 EPOCHS_WITH_MARKERS = 20  # up to here an epoch is marked, so that a line shows how few points it joins
+BLOW_UP = 4.0  # a ratio of the first epoch's loss to the largest later one from which on the first is not shown
+SAME = 0.02  # of the axis: curves nearer than this at most epochs hide each other
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Figure:
     title: str
     quantities: tuple[str, ...]  # columns of epochs.csv
     runs: tuple[str, ...]  # names in `experiments.RUNS`
+    named_by: str = "model"  # the setting by which its curves are called
 
 
 QUANTITIES = {
@@ -51,13 +55,21 @@ FIGURES = (
     Figure("figure_02", "Figure 2: Inception v1, training loss", LOSS, ("inception",)),
     Figure("figure_04", "Figure 4: residual Inception, test accuracy", ACCURACY, ("inception_res",)),
     Figure("figure_05", "Figure 5: residual Inception, training loss", LOSS, ("inception_res",)),
-    Figure("figure_06", "Figure 6: residual Inception with L2, Adam, test accuracy", ACCURACY, (ADAM,)),
-    Figure("figure_07", "Figure 7: residual Inception with L2, AdamW, test accuracy", ACCURACY, (ADAMW,)),
-    Figure("figure_08", "Figure 8: residual Inception with L2, RMSprop, test accuracy", ACCURACY, (RMSPROP,)),
+    Figure("figure_06", "Figure 6: residual Inception with L2, Adam, test accuracy", ACCURACY, (ADAM,), "optimizer"),
+    Figure("figure_07", "Figure 7: residual Inception with L2, AdamW, test accuracy", ACCURACY, (ADAMW,), "optimizer"),
+    Figure(
+        "figure_08", "Figure 8: residual Inception with L2, RMSprop, test accuracy", ACCURACY, (RMSPROP,), "optimizer"
+    ),
     Figure("figure_09", "Figure 9: VGG-A with BatchNorm, test accuracy", ACCURACY, (VGG_BN,)),
     Figure("figure_10", "Figure 10: VGG-A, test accuracy", ACCURACY, (VGG,)),
     Figure("overview_inception", "Inception v1, plain and residual", ACCURACY + LOSS, ("inception", "inception_res")),
-    Figure("overview_optimizers", "Residual Inception with L2, three optimizers", ACCURACY + LOSS, OPTIMIZER_RUNS),
+    Figure(
+        "overview_optimizers",
+        "Residual Inception with L2, three optimizers",
+        ACCURACY + LOSS,
+        OPTIMIZER_RUNS,
+        "optimizer",
+    ),
     Figure("overview_vgg", "VGG-A with and without BatchNorm", ACCURACY + LOSS, (VGG, VGG_BN)),
 )
 
@@ -66,99 +78,173 @@ FIGURES = (
 class Curve:
     """One line of a figure: the same settings at each seed."""
 
-    label: str
-    colour: str
+    look: Look
     runs: Sequence[Run]
 
     @property
     def style(self) -> str:
         return "--" if self.runs[0].published else "-"
 
+    def averaged(self, quantity: str) -> list[np.ndarray]:
+        """The rows, one per seed, of the runs that did not diverge."""
+        return [run.epochs[quantity] for run in self.runs if run.epochs_done and run.diverged_at_step is None]
 
-def draw(title: str, quantities: Sequence[str], curves: Sequence[Curve]):
+    def line(self, quantity: str) -> np.ndarray:
+        """The mean over the seeds, as far as all of them go; of diverged runs alone the first one's row."""
+        rows = self.averaged(quantity) or [self.runs[0].epochs[quantity]]
+        return np.mean([row[: min(map(len, rows))] for row in rows], axis=0)
+
+
+def draw(title: str, quantities: Sequence[str], curves: Sequence[Curve]) -> Canvas:
     """A figure with a panel per quantity, a column of epochs.csv."""
     wide = len(quantities) > 1
     canvas, panels = plt.subplots(1, len(quantities), figsize=(9.6, 4.2) if wide else None, squeeze=False)
+    covered, notes = 0, []
     for axes, quantity in zip(panels[0], quantities, strict=True):
-        for curve in curves:
-            _draw_seeds(axes, quantity, curve)
+        under = _under([curve.line(quantity) for curve in curves])
+        covered = max(covered, *under)
+        for curve, count in zip(curves, under, strict=True):
+            _draw_seeds(axes, quantity, curve, 2.5 * count)
         axes.set(xlabel="epoch", ylabel=QUANTITIES[quantity])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if quantity.endswith("loss"):
-            axes.set_ylim(bottom=0)
+            notes += _set_loss_axis(axes, [run.epochs[quantity] for curve in curves for run in curve.runs])
     # Above the axes no curve can run into it; one legend serves both panels.
     style = {"borderaxespad": 0.2, "columnspacing": 1.0, "handlelength": 1.6, "fontsize": 9}
     panels[0][0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3 if wide else 2, **style)
-    states = [f"{c.label}, seed {run.seed}, {run.state}" for c in curves for run in c.runs if run.state]
+    states = [f"{c.look.label}, seed {run.seed}, {run.state}" for c in curves for run in c.runs if run.state]
     canvas.suptitle("\n".join([title, *textwrap.wrap("; ".join(states), 110 if wide else 72)]), fontsize=11)
     runs = [run for curve in curves for run in curve.runs]
     text = settings_text(runs)
     if len(runs) > len(curves):
         text += "; bold: mean over n seeds, thin: each seed"
-    small_print(canvas, textwrap.fill(text, 165 if wide else 108))
+    if covered:
+        text += "; wide: a curve on which another one lies"
+    small_print(canvas, textwrap.fill("; ".join([text, *notes]), 165 if wide else 108))
     return canvas
 
 
-def _draw_seeds(axes: Axes, quantity: str, curve: Curve) -> None:
+def _set_loss_axis(axes: Axes, rows: Sequence[np.ndarray]) -> list[str]:
+    """The loss axis, with room above the first epochs; returns which losses lie beyond it.
+
+    If the first epoch of a run was a blow-up that would leave the others a strip, it is not shown.
+    """
+    rows = [row for row in rows if len(row)]
+    if not rows:
+        return []
+    lowest, highest = min(map(np.min, rows)), max(map(np.max, rows))
+    later = max((row[1:].max() for row in rows if len(row) > 1), default=highest)
+    shown = highest if highest <= BLOW_UP * later else 1.5 * later
+    bottom = loss_floor(lowest, shown)
+    axes.set_ylim(bottom, shown + 0.05 * (shown - bottom))
+    return [off_axis(highest)] if shown < highest else []
+
+
+def _under(rows: Sequence[np.ndarray]) -> list[int]:
+    """How many of the later curves hide each one: they are within `SAME` of the axis at nine of ten common epochs."""
+    values = np.concatenate(rows)
+    height = SAME * np.ptp(values) if len(values) else 0
+    counts = []
+    for i, row in enumerate(rows):
+        common = [np.abs(row[: len(other)] - other[: len(row)]) for other in rows[i + 1 :]]
+        counts.append(sum(bool(len(apart)) and np.mean(apart <= height) >= 0.9 for apart in common))
+    return counts
+
+
+def _draw_seeds(axes: Axes, quantity: str, curve: Curve, wider: float) -> None:
     """The curve of each seed and, with several, the mean of those that did not diverge, as far as all of them go."""
-    rows = [run.epochs[quantity] for run in curve.runs]
-    averaged = [r for r, run in zip(rows, curve.runs, strict=True) if len(r) and run.diverged_at_step is None]
-    several = len(rows) > 1
-    for i, (row, run) in enumerate(zip(rows, curve.runs, strict=True)):
-        label = curve.label if i == 0 and not (several and averaged) else None
-        _draw_line(axes, row, curve, label, **({"linewidth": 0.8, "alpha": 0.5} if several else {}))
+    averaged = curve.averaged(quantity)
+    several = len(curve.runs) > 1
+    for i, run in enumerate(curve.runs):
+        row = run.epochs[quantity]
+        label = curve.look.label if i == 0 and not (several and averaged) else None
+        style = {"linewidth": 0.8, "alpha": 0.5} if several else {"linewidth": 1.4 + wider}
+        _draw_line(axes, row, curve, label, **style)
         if run.diverged_at_step is not None and len(row):
-            axes.plot(len(row), row[-1], "x", color=curve.colour, markersize=8)
+            axes.plot(len(row), row[-1], "x", color=curve.look.colour, markersize=8)
     if several and averaged:
-        mean = np.mean([row[: min(map(len, averaged))] for row in averaged], axis=0)
-        _draw_line(axes, mean, curve, f"{curve.label} (n = {len(averaged)})", linewidth=1.8)
+        label = f"{curve.look.label} (n = {len(averaged)})"
+        _draw_line(axes, curve.line(quantity), curve, label, linewidth=1.8 + wider)
 
 
 def _draw_line(axes: Axes, row: np.ndarray, curve: Curve, label: str | None, **style: float) -> None:
     marker = "o" if len(row) <= EPOCHS_WITH_MARKERS else None
     epochs = np.arange(1, len(row) + 1)
-    axes.plot(epochs, row, curve.style, color=curve.colour, label=label, marker=marker, markersize=3, **style)
+    axes.plot(epochs, row, curve.style, color=curve.look.colour, label=label, marker=marker, markersize=3, **style)
 
 
 def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) -> None:
-    """The report's figures that a preset's runs allow, then one for each network of the user's own."""
+    """The report's figures that a preset's runs allow, then each set with a run of the user's that they do not show."""
     folder = results / preset / "figures"
     sources = [[run for run in runs if not run.published], [run for run in runs if run.published]]
     found = [report_runs(source, preset) for source in sources]
+    shown: set[Run] = set()
+    canvases: dict[Figure, Canvas] = {}
     for figure in FIGURES if preset not in PAPER_PRESETS else ():
         runs_of = {name: [r for f in found for r in f.get(name, {}).values()] for name in figure.runs}
         # Before the end of its first epoch a run has nothing to show; if it diverged there, it never will.
         without = [name for name, of in runs_of.items() if not any(run.epochs_done or run.complete for run in of)]
         if without:
             commands = dict.fromkeys(command_for(name, preset, seeds_of(sources[0]), results) for name in without)
-            figures.missing.append((figure.title, " && ".join(commands)))
+            figures.lacking.append((figure.title, " && ".join(commands)))
         elif not any(run.epochs_done for of in runs_of.values() for run in of):
             figures.missing.append((figure.title, "nothing to draw: diverged in the first epoch"))
         else:
-            curves = [_curve(name, f[name]) for name in figure.runs for f in found if name in f]
-            figures.add(draw(figure.title, figure.quantities, curves), folder / figure.stem, figure.title)
-    others: dict[str, dict[str, list[Run]]] = {}  # network, settings without the seed
-    for run in runs:
-        if run.model not in NETWORKS and run.epochs_done:
-            others.setdefault(run.model, {}).setdefault(run.settings_name, []).append(run)
-    for model, by_settings in others.items() if preset not in PAPER_PRESETS else ():
-        # Not more than there are colours: the rest is in the table.
-        chosen = list(by_settings.items())[: len(OTHER_COLOURS)]
-        words = [re.split(r"[- ](?=[a-z(])", name) for name, _ in chosen]
-        shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
-        curves = [
-            Curve(" ".join(word for word in words[i] if word not in shared), OTHER_COLOURS[i], group)
-            for i, (_, group) in enumerate(chosen)
-        ]
-        title = f"{looks(runs)[curves[0].runs[0]].label}: test accuracy and training loss"
-        figures.add(draw(title, ACCURACY + LOSS, curves), folder / f"curves-{model}", title)
+            groups = [list(f[name].values()) for name in figure.runs for f in found if name in f]
+            canvases[figure] = draw(figure.title, figure.quantities, _curves(groups, (figure.named_by,)))
+            shown.update(run for group in groups for run in group)
+    _equalize(canvases)
+    for figure, canvas in canvases.items():
+        figures.add(canvas, folder / figure.stem, figure.title)
+    for of in found:
+        in_bands = [name for model, rates in band.of_report(of).items() if rates for name in band.BANDS[model]]
+        names = of if preset in PAPER_PRESETS else in_bands
+        shown.update(run for name in names for run in of[name].values())
+    logged = [run for run in runs if run.epochs_done]
+    own = [
+        (name, [of.runs for of in series])
+        for name, series in sets.overviews(logged)
+        if any(run not in shown and not run.published for of in series for run in of.runs)
+    ]
+    for name, groups in own[: sets.MOST]:
+        every = [run for group in groups for run in group]
+        networks = ", ".join(dict.fromkeys(map(network_label, every)))
+        title = _title(f"{networks} by {name_of(name)}")
+        canvas = draw(title, ACCURACY + LOSS, _curves(groups, (name,)))
+        figures.add(canvas, folder / sets.file_stem(f"overview-{name}", every), title)
+    figures.more(len(own) - sets.MOST, "overviews", "python plot_results.py RUN_FOLDER RUN_FOLDER ...")
+    shown.update(run for _, groups in own for group in groups for run in group)
+    others = [run for run in logged if run not in shown and not run.published]
+    if others:
+        draw_any(figures, folder / sets.file_stem("overview", others), others)
 
 
-def _curve(name: str, by_seed: Mapping[int, Run]) -> Curve:
-    """The named run of the report: told apart by its optimizer among the optimizers' runs, else by its network."""
-    runs = list(by_seed.values())
-    if name in OPTIMIZER_RUNS:
-        label = optimizer_label(runs[0]) + (" (published)" if runs[0].published else "")
-        return Curve(label, OPTIMIZERS[runs[0].settings["optimizer"]].colour, runs)
-    look = looks(runs)[runs[0]]
-    return Curve(look.label, look.colour, runs)
+def draw_any(figures: Figures, stem: Path, runs: Sequence[Run]) -> None:
+    """One figure of any runs, called by the settings in which they differ."""
+    series = sets.series_of(runs)
+    networks = ", ".join(dict.fromkeys(map(network_label, runs)))
+    title = _title(networks)
+    curves = _curves([of.runs for of in series], sets.differing(series))
+    figures.add(draw(title, ACCURACY + LOSS, curves), stem, title)
+
+
+def _title(what: str) -> str:
+    return f"{what[:1].upper()}{what[1:]}: test accuracy and training loss"
+
+
+def _curves(groups: Sequence[Sequence[Run]], named_by: Sequence[str]) -> list[Curve]:
+    return [Curve(look, group) for look, group in zip(sets.told_apart(groups, named_by), groups, strict=True)]
+
+
+def _equalize(canvases: Mapping[Figure, Canvas]) -> None:
+    """Gives the figures of one panel that show the same quantity in the same part of the report the same axes."""
+    part = {name: experiment.script for experiment in EXPERIMENTS for name in experiment.names}
+    alike: dict[tuple, list[Axes]] = {}
+    for figure, canvas in canvases.items():
+        if len(canvas.axes) == 1:
+            alike.setdefault((part[figure.runs[0]], figure.quantities), []).append(canvas.axes[0])
+    for axes in alike.values():
+        for limits, change in ((Axes.get_xlim, Axes.set_xlim), (Axes.get_ylim, Axes.set_ylim)):
+            low, high = zip(*map(limits, axes), strict=True)
+            for panel in axes:
+                change(panel, min(low), max(high))

@@ -36,7 +36,7 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
     for experiment in PAPER_EXPERIMENTS if preset in PAPER_PRESETS else ():
         if not any(run.model == experiment.network for run in probed):
             name = f"probes along the gradient of {experiment.network}"
-            figures.missing.append((name, experiment.command(preset, seeds_of(runs), results)))
+            figures.lacking.append((name, experiment.command(preset, seeds_of(runs), results)))
     look_of = looks(probed)
     groups: dict[str, dict[Look, list[Run]]] = {}  # settings without the seed
     for run in sorted(probed, key=lambda run: (run.model, run.seed)):
@@ -55,11 +55,9 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
 def _gradient_step(by_look: Mapping[Look, Sequence[Run]]) -> str:
     """What the probed direction is to the optimizer."""
     run = next(iter(by_look.values()))[0]
-    settings, name = run.settings, optimizer_label(run)
-    if settings["momentum"]:
-        name += f" with momentum {settings['momentum']:g}"
-    elif settings["optimizer"] == "sgd":
-        return "SGD"
+    name = optimizer_label(run)
+    if run.settings["optimizer"] == "sgd" and not run.settings["momentum"]:
+        return name
     return f"{name}: along the gradient, not the step that {name} takes"
 
 
@@ -69,7 +67,7 @@ def _probe_print(by_look: Mapping[Look, Sequence[Run]]) -> str:
     seeds = ", ".join(f"{look.label} n = {len(group)}" for look, group in by_look.items())
     several = "" if all(len(group) == 1 for group in by_look.values()) else ", the lowest seed strong, the others thin"
     text = (
-        f"{setting_text(runs[0])}, learning rate {number(runs[0].settings['lr'])}; {len(grid)} step sizes η "
+        f"{setting_text(runs)}, learning rate {number(runs[0].settings['lr'])}; {len(grid)} step sizes η "
         f"from {grid[0]:g} to {grid[-1]:g}; loss and gradients of the step's own batch, BatchNorm in train mode; "
         f"{seeds}{several}"
     )

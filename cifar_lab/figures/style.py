@@ -3,7 +3,7 @@
 import functools
 import itertools
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from cifar_lab.optimizers import OPTIMIZERS
 from cifar_lab.run_folder.files import write_whole
 from cifar_lab.run_folder.reader import Run
 from cifar_lab.run_folder.schema import RunFileError
-from cifar_lab.settings import number
+from cifar_lab.settings import RunConfig, number, words
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -23,6 +23,8 @@ import matplotlib.pyplot as plt
 # Okabe and Ito (2008), distinguishable with every common colour vision; a network without one takes the next of these
 # (Paul Tol's "muted").
 OTHER_COLOURS = ("#882255", "#44AA99", "#332288", "#999933", "#AA4499", "#117733")
+
+KINDS = ("png", "svg")  # what each figure is saved as
 
 
 class Look(NamedTuple):
@@ -33,9 +35,9 @@ class Look(NamedTuple):
     colour: str
 
 
-def _escaped(text: str) -> str:
-    """Without mathtext."""
-    return text.replace("$", r"\$")
+def network_label(run: Run) -> str:
+    """The network's label, without mathtext."""
+    return run.network["label"].replace("$", r"\$")
 
 
 def looks(runs: Sequence[Run]) -> dict[Run, Look]:
@@ -44,8 +46,7 @@ def looks(runs: Sequence[Run]) -> dict[Run, Look]:
     by_model = {run.model: run.network["colour"] for run in sorted(runs, key=lambda run: run.model)}
     colours = {model: colour or next(free) for model, colour in by_model.items()}
     return {
-        run: Look(run.model, _escaped(run.network["label"]) + " (published)" * run.published, colours[run.model])
-        for run in runs
+        run: Look(run.model, network_label(run) + " (published)" * run.published, colours[run.model]) for run in runs
     }
 
 
@@ -73,52 +74,97 @@ plt.rcParams.update(
 class Figures:
     """What was drawn, and what was not."""
 
-    drawn: list[tuple[Path, str]] = field(default_factory=list)  # path without suffix (.png and .svg exist), caption
-    missing: list[tuple[str, str]] = field(default_factory=list)  # name of the figure, the command that trains its runs
+    file: Path | None = None  # the one figure's, if it is not to go into the results folder
+    drawn: list[tuple[Path, str]] = field(default_factory=list)  # path without suffix, caption
+    lacking: list[tuple[str, str]] = field(default_factory=list)  # of the report's, without runs: name, their command
+    missing: list[tuple[str, str]] = field(default_factory=list)  # name of a figure, the command that it needs
     errors: list[RunFileError] = field(default_factory=list)  # files that could not be read
 
     def add(self, figure, stem: Path, caption: str) -> None:
-        """Saves a figure."""
-        save(figure, stem)
+        """Saves a figure: as `<stem>.png` and `<stem>.svg`, or in the file that was asked for."""
+        taken = [other for other, _ in self.drawn]
+        while stem in taken:
+            stem = stem.with_name(f"{stem.name}-again")
+        if self.file:
+            stem = self.file.with_suffix("")
+            save(figure, stem, (self.file.suffix[1:],))
+        else:
+            save(figure, stem)
         self.drawn.append((stem, caption))
+
+    def more(self, count: int, what: str, command: str) -> None:
+        """So many more figures could be drawn of what the runs differ in."""
+        if count > 0:
+            self.missing.append((f"{count} more {what}", command))
+
+    def lines(self) -> list[str]:
+        """What was drawn, a line per figure with its files and its caption."""
+        kinds = self.file.suffix if self.file else ", ".join(f".{kind}" for kind in KINDS)
+        return [f"{stem}{kinds}: {caption}" for stem, caption in self.drawn]
 
 
 def optimizer_label(run: Run) -> str:
-    name = run.settings["optimizer"]
-    return OPTIMIZERS[name].label if name in OPTIMIZERS else name
+    """The optimizer in words, with its momentum."""
+    name, momentum = run.settings["optimizer"], run.settings["momentum"]
+    label = OPTIMIZERS[name].label if name in OPTIMIZERS else name
+    return f"{label} with momentum {momentum:g}" if momentum else label
+
+
+def _each(runs: Sequence[Run], form: Callable[[Run], str]) -> str:
+    """A setting in words, in which the runs may differ: each of its values."""
+    return " / ".join(dict.fromkeys(map(form, runs)))
 
 
 def settings_text(runs: Sequence[Run]) -> str:
     """Preset, settings, seeds and device in one line; a setting in which the runs differ with each of its values."""
-
-    def each(form: Callable[[Run], str]) -> str:
-        return " / ".join(dict.fromkeys(map(form, runs)))
-
-    words = [
-        f"preset {each(lambda r: r.preset)}",
-        f"width {each(_width)}",
-        f"{each(lambda r: format(r.settings['train_size'], ','))} training images",
-        f"{each(lambda r: str(r.epochs_planned))} epochs",
-        f"batch {each(lambda r: str(r.settings['batch_size']))}",
-        each(optimizer_label),
-        f"learning rate {each(lambda r: number(r.settings['lr']))}",
-        f"weight decay {each(lambda r: number(r.settings['weight_decay']))}",
+    shown = [
+        f"preset {_each(runs, lambda r: r.preset)}",
+        f"width {_each(runs, _width)}",
+        f"{_each(runs, lambda r: format(r.settings['train_size'], ','))} training images",
+        f"{_each(runs, lambda r: str(r.epochs_planned))} epochs",
+        f"batch {_each(runs, lambda r: str(r.settings['batch_size']))}",
+        _each(runs, optimizer_label),
+        f"learning rate {_each(runs, lambda r: number(r.settings['lr']))}",
+        f"weight decay {_each(runs, lambda r: number(r.settings['weight_decay']))}",
+        *_others(runs),
         f"seed {seeds_text(runs)}",
-        each(lambda r: r.environment["device"] or "device not known"),
-        each(lambda r: r.environment["precision"] or "precision not known"),
+        _each(runs, lambda r: r.environment["device"] or "device not known"),
+        _each(runs, lambda r: r.environment["precision"] or "precision not known"),
     ]
-    return ", ".join(words)
+    return ", ".join(shown)
 
 
-def setting_text(run: Run) -> str:
-    """Preset and settings that runs compared in a figure share."""
-    s = run.settings
-    words = [
-        f"preset {run.preset}: {run.epochs_planned} epochs of {s['train_size']:,} images", f"width {_width(run)}",
-        optimizer_label(run), f"batch {s['batch_size']}", f"weight decay {number(s['weight_decay'])}",
-        f"init {s['init']}",
-    ]  # fmt: skip
-    return ", ".join(words if s["augment"] else [*words, "no augmentation"])
+def setting_text(runs: Sequence[Run]) -> str:
+    """Preset and settings of the runs compared in a figure, without learning rate and seed."""
+    epochs = _each(runs, lambda r: str(r.epochs_planned))
+    images = _each(runs, lambda r: f"{r.settings['train_size']:,}")
+    shown = [
+        f"preset {_each(runs, lambda r: r.preset)}: {epochs} epochs of {images} images",
+        f"width {_each(runs, _width)}",
+        _each(runs, optimizer_label),
+        f"batch {_each(runs, lambda r: str(r.settings['batch_size']))}",
+        f"weight decay {_each(runs, lambda r: number(r.settings['weight_decay']))}",
+        f"init {_each(runs, lambda r: r.settings['init'])}",
+        *_others(runs, {"init"}),
+    ]
+    return ", ".join(shown)
+
+
+# Settings that change no curve, and those that the small print has in another form.
+_SHOWN = {
+    "model", "lr", "optimizer", "momentum", "weight_decay", "seed", "width", "width_transfer", "batch_size",
+    "train_size", "test_size", "device", "precision", "probe_every", "options",
+}  # fmt: skip
+
+
+def _others(runs: Sequence[Run], shown: Collection[str] = ()) -> list[str]:
+    """Every other setting, and option of a network, in which a run differs from the default."""
+    own = [
+        {k: v for k, v in (run.settings | run.settings["options"]).items() if k not in {*_SHOWN, *shown}}
+        for run in runs
+    ]
+    names = dict.fromkeys(name for of in own for name, value in of.items() if value != getattr(RunConfig, name, None))
+    return [" / ".join(dict.fromkeys(words(name, of[name]) for of in own if name in of)) for name in names]
 
 
 def caveats(runs: Sequence[Run]) -> list[str]:
@@ -148,6 +194,16 @@ def seeds_text(runs: Sequence[Run]) -> str:
     return " ".join(map(str, seeds_of(runs)))
 
 
+def loss_floor(lowest: float, highest: float) -> float:
+    """Where a linear loss axis begins: at 0, or near losses that lie in a strip far above it. In nats."""
+    return 0.95 * lowest if lowest > highest / 2 else 0.0
+
+
+def off_axis(highest: float) -> str:
+    """That the largest loss, in nats, cannot be seen."""
+    return f"the largest loss, {highest:{',.0f' if highest >= 100 else '.3g'}}, lies above the axis"
+
+
 def wrapped(text: str, width: int = 115) -> str:
     return "\n".join(textwrap.wrap(text, width))
 
@@ -157,12 +213,16 @@ def small_print(figure, text: str) -> None:
     figure.supxlabel(text, fontsize=7.5, color="0.35", x=0.01, ha="left")
 
 
-def save(figure, stem: str | Path) -> list[Path]:
-    """Writes `<stem>.png` and `<stem>.svg` and closes the figure. Returns both paths."""
+_DATED = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}  # what would differ between two equal figures
+
+
+def save(figure, stem: str | Path, kinds: Sequence[str] = KINDS) -> list[Path]:
+    """Writes `<stem>.<kind>` for each kind (png, svg, pdf) and closes the figure. Returns the paths."""
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = []
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+    for kind in kinds:
+        metadata = {_DATED[kind]: None}
         paths.append(stem.with_name(f"{stem.name}.{kind}"))
         write_whole(paths[-1], functools.partial(figure.savefig, format=kind, metadata=metadata))
     plt.close(figure)

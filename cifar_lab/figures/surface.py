@@ -1,4 +1,4 @@
-"""The figures of filter-normalized surfaces, from the files of `measures.surface`: contours, 3D views, lines."""
+"""The figures of filter-normalized surfaces, from the files of `measures.surface`: contours and lines."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -61,10 +61,7 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
 
 
 def draw(figures: Figures, folder: Path, surfaces: Mapping[Run, Surface]) -> None:
-    """Figures of surfaces of one grid, side by side on one scale.
-
-    Two dimensions: contours and a 3D view; one: a line each.
-    """
+    """A figure of surfaces of one grid: contours side by side on one scale or, of one dimension, a line each."""
     grid = next(iter(surfaces.values())).grid
     everything = np.concatenate([surface.losses for surface in surfaces.values()])
     finite = everything[np.isfinite(everything)]
@@ -88,11 +85,11 @@ def draw(figures: Figures, folder: Path, surfaces: Mapping[Run, Surface]) -> Non
     ]  # fmt: skip
     scale = Scale(lowest, max(highest, 1.001 * lowest), highest > DECADE * lowest)
     caption = f"Filter-normalized surface (Li et al. 2018) of {' and '.join(p.label for p in panels)}, {grid.mode} mode"
-    for suffix, function in ({"": _lines} if grid.dims == 1 else {"-contour": _contours, "-3d": _views}).items():
-        figure = function(panels, scale)
-        figure.suptitle(f"Filter-normalized surface around the trained network ({grid.mode} mode)", fontsize=11)
-        small_print(figure, wrapped(note, int(16.5 * figure.get_figwidth())))
-        figures.add(figure, folder / f"{grid.stem}-{_joined(list(surfaces))}{suffix}", caption)
+    figure = (_lines if grid.dims == 1 else _contours)(panels, scale)
+    figure.suptitle(f"Filter-normalized surface around the trained network ({grid.mode} mode)", fontsize=11)
+    small_print(figure, wrapped(note, int(16.5 * figure.get_figwidth())))
+    suffix = "" if grid.dims == 1 else "-contour"
+    figures.add(figure, folder / f"{grid.stem}-{_joined(list(surfaces))}{suffix}", caption)
 
 
 def _note(grid: Grid) -> str:
@@ -145,20 +142,4 @@ def _contours(panels: Sequence[Panel], scale: Scale):
     bar = figure.colorbar(filled, ax=axes[0].tolist(), label="loss (nats)", shrink=0.8)
     bar.set_ticks(levels[::4], labels=[f"{level:.3g}" for level in levels[::4]])
     bar.minorticks_off()
-    return figure
-
-
-def _views(panels: Sequence[Panel], scale: Scale):
-    height = np.log10 if scale.logarithmic else np.asarray  # mplot3d has no logarithmic axis
-    low, high = float(height(scale.lowest)), float(height(scale.highest))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(0.8 + 4.2 * len(panels), 4.3), squeeze=False, subplot_kw={"projection": "3d"}
-    )
-    for ax, panel in zip(axes[0], panels, strict=True):
-        a, b, losses = panel.table(scale.lowest, scale.highest)
-        grid = np.meshgrid(a, b)
-        ax.plot_surface(*grid, height(losses), cmap="viridis", vmin=low, vmax=high, rcount=100, ccount=100)
-        ax.set(title=panel.label, xlabel="a", ylabel="b", zlim=(low, high))
-        ax.set_zlabel("log10 loss (nats)" if scale.logarithmic else "loss (nats)")
-        ax.set_box_aspect(None, zoom=0.9)  # the z label lies outside the axes
     return figure

@@ -22,7 +22,7 @@ from cifar_lab.run_folder.tables import (
     read_predictions,
     read_table,
 )
-from cifar_lab.settings import PUBLISHED, RunConfig, run_folder
+from cifar_lab.settings import PUBLISHED, RunConfig, run_folder, training_root
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +139,25 @@ def results_folder(given: Path) -> Path:
             above = given.absolute().parents[2 - depth]
             raise RunFileError(given, f"this is {what}; the results folder is {above}")
     raise RunFileError(given, "no run folders; to create them, run python MyVGG.py or python MyFramework.py")
+
+
+def read_given(folders: Sequence[str | Path]) -> list[Run]:
+    """The runs in these folders, each once; published ones are told from others if both are there.
+
+    Raises RunFileError, also if one of them is no run folder.
+    """
+    found = {Path(folder).resolve(): Path(folder) for folder in folders}
+    for folder in found.values():
+        if not os.path.exists(folder / "config.json"):
+            raise RunFileError(folder, "there is no such run folder: it would hold a config.json")
+    runs = [replace(read_run(folder), published=at.parents[2].name == PUBLISHED) for at, folder in found.items()]
+    return runs if any(not run.published for run in runs) else [replace(run, published=False) for run in runs]
+
+
+def figures_folder(run: Run) -> Path:
+    """Where figures go that begin with this run: beside its preset's others, never among the published ones."""
+    folder = run.folder.resolve()
+    return training_root(folder.parents[2]) / folder.parents[1].name / "figures"
 
 
 def read_runs(root: str | Path, preset: str) -> tuple[list[Run], list[RunFileError]]:

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from cifar_lab.project import ROOT
-from cifar_lab.run_folder import checkpoint, files
+from cifar_lab.run_folder import checkpoint, files, tensorboard
 from cifar_lab.run_folder.reader import read_run
 from cifar_lab.run_folder.schema import SCHEMA, RunFileError, read_config
 from cifar_lab.run_folder.tables import (
@@ -79,6 +79,7 @@ class Recorder:
         self.threads: int | None = None  # that an existing run began with
         self.config = config
         self.preset = preset
+        self.events: tensorboard.Events | None = None  # of --log tensorboard
         self._network = network
         self._lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
         self._owner = folder.with_name(f".{folder.name}.owner.json")
@@ -251,6 +252,8 @@ class Recorder:
     def _append(self, name: str, rows: list[str]) -> None:
         self._check_held()
         files.append(self.folder / name, "".join(row + "\n" for row in rows))
+        if self.events and name in tensorboard.COLUMNS:
+            self.events.add(name, rows)
 
     def append_steps(self, first: int, losses: np.ndarray) -> None:
         """losses: (n,) float32 of steps first, first + 1, ..."""
@@ -283,3 +286,5 @@ class Recorder:
     def finish(self, summary: dict) -> None:
         """Writes summary.json, which marks the run as complete."""
         files.write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        if self.events:
+            self.events.close()

@@ -14,6 +14,7 @@ from cifar_lab.data import cache
 from cifar_lab.measures.evaluation import evaluate
 from cifar_lab.networks import Description, NetworkError, build, describe, networks_of
 from cifar_lab.project import ROOT
+from cifar_lab.run_folder import tensorboard
 from cifar_lab.run_folder.checkpoint import CheckpointError, load_model
 from cifar_lab.run_folder.schema import RunFileError, read_config
 from cifar_lab.run_folder.writer import Busy, FolderError, Recorder, environment
@@ -41,6 +42,8 @@ def groups(cls: type[Settings], file: str | Path, argv: list[str]) -> Iterator[L
     created before everything is checked. With `--evaluate` there is no group: the checkpoint is evaluated instead.
     """
     settings = settings_of(cls, file, argv)
+    if settings.log:
+        tensorboard.check()
     if settings.evaluate:
         evaluate_folder(settings)
         return
@@ -160,6 +163,8 @@ def open_group(
             if run.resume(console.say):
                 console.say(f"{recorder.folder}: continues after epoch {run.position.epochs}, step {run.position.step}")
             recorder.start(settings.epochs, described | {"threads": threads}, run.width_factors)
+            if settings.log:
+                recorder.events = tensorboard.Events(recorder.folder / tensorboard.FOLDER, recorder.folder)
             runs.append(run)
         group = Lockstep(
             runs, loader, console, stop, epochs=settings.epochs, checkpoint_seconds=settings.checkpoint_seconds,
@@ -256,7 +261,7 @@ def run(main: Callable[[list[str]], None], argv: list[str]) -> None:
     name = os.path.basename(sys.argv[0])
     try:
         main(argv)
-    except (cache.DataError, DeviceError, CheckpointError, NetworkError) as error:
+    except (cache.DataError, DeviceError, CheckpointError, NetworkError, tensorboard.Missing) as error:
         fail(f"{name}: {error}")
     except FolderError as error:
         fail(f"{name}: {error}", 1 if isinstance(error, Busy) else 2)

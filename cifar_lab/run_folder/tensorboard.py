@@ -1,0 +1,50 @@
+"""A run's logs as TensorBoard event files: a copy of the CSV files, for another viewer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cifar_lab.run_folder.tables import EPOCH_COLUMNS, STEP_COLUMNS
+
+COLUMNS = {"epochs.csv": EPOCH_COLUMNS, "steps.csv": STEP_COLUMNS}
+FOLDER = "tensorboard"  # in the folder of a run that is trained with --log tensorboard
+
+
+class Missing(Exception):
+    """The package is not installed; the text says how to install it."""
+
+
+def check() -> None:
+    """Raises Missing if event files cannot be written."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+    except ImportError as error:
+        install = "python -m pip install -r requirements-tensorboard.txt"
+        raise Missing(f"tensorboard is not installed ({error}); to install it, run: {install}") from None
+
+
+class Events:
+    """The event files of one run: `epoch/<column>` against the epoch, `step/loss` against the step."""
+
+    def __init__(self, folder: Path, logs: Path) -> None:
+        """folder: of the event files; those that are there are replaced. logs: the run folder, copied as it is now."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._writer = SummaryWriter(str(folder))
+        for name in COLUMNS:
+            whole, _, _ = (logs / name).read_text(encoding="utf-8").rpartition("\n")  # without half a last row
+            self.add(name, whole.splitlines()[1:])
+
+    def add(self, name: str, rows: Sequence[str]) -> None:
+        """Appends rows of the CSV file of that name."""
+        first, *columns = COLUMNS[name]
+        for row in rows:
+            at, *values = row.split(",")
+            for column, value in zip(columns, values, strict=True):
+                self._writer.add_scalar(f"{first}/{column}", float(value), int(at))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._writer.close()

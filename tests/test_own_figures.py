@@ -1,0 +1,444 @@
+"""Figures, tables and TensorBoard logs of whatever was trained: the README's "you want, you type", on real output, and
+how runs are grouped, on made-up logs."""
+
+import contextlib
+import csv
+import glob
+import io
+import json
+import re
+import shlex
+import sys
+import types
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawn import drawn_by, legend, lines, plotted, same, texts
+from made_up import write_run
+from matplotlib.table import Table
+
+import landscape
+import MyVGG
+import plot_results
+from cifar_lab.experiments import config_of
+from cifar_lab.figures import sets
+from cifar_lab.settings import RunConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TYPED = re.findall(r"^\|.*\| `(.+)` \|$", README.partition("### You want, you type")[2].partition("\n**")[0], re.M)
+SCRIPTS = {"MyVGG.py": MyVGG.main, "landscape.py": landscape.main, "plot_results.py": plot_results.main}
+TINY = "--train-size=80 --batch-size=4 --test-size=6 --epochs=1 --device=cpu"
+RATES = ("2e-3", "1e-3", "5e-4", "1e-4")
+SIZES = "batch4-train80-test6"
+PNG = b"\x89PNG"
+
+
+def rows_of(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- The README's lines, on real output -------------------------------------------------------------------------------
+
+
+class Writer:
+    """In place of TensorBoard's SummaryWriter: a JSON line per scalar."""
+
+    def __init__(self, folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.file = Path(folder) / f"events.out.tfevents.{len(list(Path(folder).iterdir()))}"
+
+    def add_scalar(self, tag, value, step):
+        with self.file.open("a") as file:
+            file.write(json.dumps([tag, value, step]) + "\n")
+
+    def flush(self):
+        pass
+
+    close = flush
+
+
+def stand_in(patch):
+    patch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+
+
+def scalars(folder):
+    """{tag: [(step, value), ...]} of what the stand-in has written."""
+    (file,) = folder.glob("events.out.tfevents.*")
+    found = {}
+    for line in file.read_text().splitlines():
+        tag, value, step = json.loads(line)
+        found.setdefault(tag, []).append((step, value))
+    return found
+
+
+def lines_that_start(start):
+    """The lines of the table that start so; only the one that is no longer, if it is there."""
+    return [start] if start in TYPED else [command for command in TYPED if command.startswith(start)]
+
+
+def typed(start, project, data=None):
+    """Runs the lines of the table that start so, in a folder of its own; returns what they say."""
+    commands = lines_that_start(start)
+    assert commands, start
+    with contextlib.chdir(project), contextlib.redirect_stdout(io.StringIO()) as said:
+        for command in commands:
+            _, script, *words = shlex.split(command)
+            if script.startswith("My"):
+                words += [*TINY.split(), f"--data-dir={data}", f"--results={project / 'results'}"]
+            words = [file for word in words for file in (sorted(glob.glob(word)) if "*" in word else [word])]
+            assert not SCRIPTS[script](words)
+    return said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, synthetic_data):
+    """Both networks trained at the rates of the table."""
+    project = tmp_path_factory.mktemp("own")
+    typed("python MyVGG.py --preset quick --lrs", project, synthetic_data)
+    return project
+
+
+def losses_of(project, model, rate):
+    rows = rows_of(project / f"results/quick/{model}/adam-lr{rate}-wd1e-4-seed0-{SIZES}/steps.csv")
+    return [float(row["loss"]) for row in rows]
+
+
+def test_every_line_of_the_table_is_typed_in_a_test():
+    """By this file: the lines here are the arguments of `typed`, and the one for pandas."""
+    source = Path(__file__).read_text(encoding="utf-8")
+    starts = {*re.findall(r'typed\(\s*"(python [^"]+)"', source), "pandas.concat"}
+    assert len(TYPED) == 10
+    assert set(TYPED) == {command for start in starts for command in lines_that_start(start)}
+
+
+def test_own_rates_give_both_bands_with_their_ratio_and_the_overviews(project):
+    drawn = drawn_by(lambda _: typed("python plot_results.py results/", project) and 0, [], project / "results")
+    pair = f"VGG-A-vs-VGG-A-BatchNorm-adam-wd1e-4-{SIZES}"
+    names = {f"landscape-{pair}", f"landscape_ratio-{pair}"}
+    names |= {f"overview-lr-{model}-adam-wd1e-4-{SIZES}" for model in ("vgg_a", "vgg_a_bn")}
+    names |= {f"overview-model-adam-lr{rate}-wd1e-4-{SIZES}" for rate in RATES}
+    assert names == drawn.figures.keys()
+    figure = drawn.figures[f"landscape-{pair}"]
+    assert "learning rates 2e-3, 1e-3, 5e-4, 1e-4; first half of the run" in " ".join(texts(figure))
+    for model, colour in (("vgg_a", "#D55E00"), ("vgg_a_bn", "#0072B2")):
+        losses = np.array([losses_of(project, model, rate)[:10] for rate in RATES])
+        same(lines(figure.axes[0], colour), [(range(1, 11), losses.min(0)), (range(1, 11), losses.max(0))])
+    overview = drawn.figures[f"overview-lr-vgg_a-adam-wd1e-4-{SIZES}"]
+    assert [label for label, _ in legend(overview)] == [f"learning rate {rate}" for rate in reversed(RATES)]
+
+
+def test_any_runs_in_one_file(project):
+    said = typed("python plot_results.py results/quick/vgg_a/*", project)
+    assert said == "runs.png: VGG-A, VGG-A + BatchNorm: test accuracy and training loss\n"
+    assert (project / "runs.png").read_bytes().startswith(PNG)
+
+
+def test_the_band_of_any_runs(project):
+    assert typed("python landscape.py band results/quick/vgg_a/* --save", project).startswith("band.png: ")
+    assert (project / "band.png").read_bytes().startswith(PNG)
+    said = typed("python landscape.py band results/quick/vgg_a/* --against", project)
+    ratio, band = sorted(said.splitlines(), key=len)
+    assert "of VGG-A and VGG-A + BatchNorm: " in band and ratio.endswith("VGG-A + BatchNorm / VGG-A")
+    for line in (ratio, band):
+        assert Path(line.partition(".png")[0] + ".png").read_bytes().startswith(PNG)
+
+
+def test_the_table_of_all_runs(project):
+    assert typed("python plot_results.py results/ --table", project) == "runs.csv: 8 runs\n"
+    table = {(row["model"], float(row["lr"])): row for row in rows_of(project / "runs.csv")}
+    assert table.keys() == {(m, float(lr)) for m in ("vgg_a", "vgg_a_bn") for lr in RATES}
+    row = table["vgg_a_bn", 0.002]
+    folder = project / "results" / row["run"]
+    config, summary = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "summary"))
+    settings = {name: value for name, value in config["settings"].items() if name != "options"}
+    for name, value in {**settings, **summary}.items():
+        assert row[name] == ("" if value is None else str(value)), name
+    assert (row["preset"], row["published"], row["state"], row["epochs_planned"]) == ("quick", "False", "complete", "1")
+    assert row["label"] == "VGG-A + BatchNorm" and row["machine_device"] == config["environment"]["device"]
+
+
+def test_every_epoch_in_one_frame(project):
+    """With pandas, if it is there; else with the two functions that the line needs."""
+    (line,) = [command for command in TYPED if command.startswith("pandas.")]
+    try:
+        import pandas
+    except ImportError:
+        pandas = types.SimpleNamespace(read_csv=rows_of, concat=lambda found: [x for of in found.values() for x in of])
+    with contextlib.chdir(project):
+        frame = eval(line, {"pandas": pandas, "glob": glob})
+    assert len(frame) == 8
+    column = frame["test_accuracy"].tolist() if hasattr(frame, "columns") else [x["test_accuracy"] for x in frame]
+    files = project.glob("results/quick/*/*/epochs.csv")
+    assert sorted(map(float, column)) == sorted(float(row["test_accuracy"]) for file in files for row in rows_of(file))
+
+
+def logged(folder):
+    """{tag: [(step, value), ...]} of a run's CSV files."""
+    return {
+        f"{first}/{name}": [(int(row[first]), float(row[name])) for row in rows]
+        for first, rows in (("epoch", rows_of(folder / "epochs.csv")), ("step", rows_of(folder / "steps.csv")))
+        for name in rows[0]
+        if name != first
+    }
+
+
+def test_logs_that_exist_for_tensorboard(project, monkeypatch):
+    stand_in(monkeypatch)
+    for _ in range(2):  # the second time replaces the files of the first
+        said = typed("python plot_results.py results/ --to tensorboard", project)
+        assert said == "logs/: 8 runs; to see them: tensorboard --logdir logs/\n"
+        for folder in project.glob("results/quick/*/*/"):
+            assert scalars(project / "logs" / folder.relative_to(project / "results")) == logged(folder)
+
+
+def test_tensorboard_while_training_and_after_a_resume(tmp_path, synthetic_data, monkeypatch):
+    stand_in(monkeypatch)
+    typed("python MyVGG.py --preset quick --log tensorboard", tmp_path, synthetic_data)
+    (folder,) = (path.parent for path in tmp_path.glob("results/quick/vgg_a/*/config.json"))
+    assert scalars(folder / "tensorboard") == logged(folder) and len(logged(folder)["step/loss"]) == 20
+    words = f"--preset quick {TINY} --epochs=2 --log=tensorboard --data-dir={synthetic_data}"
+    MyVGG.main([*words.split(), f"--results={tmp_path / 'results'}"])
+    assert scalars(folder / "tensorboard") == logged(folder) and len(logged(folder)["step/loss"]) == 40
+
+
+def test_tensorboard_itself_reads_them(project):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    typed("python plot_results.py results/ --to tensorboard", project)
+    folder = project / f"results/quick/vgg_a/adam-lr1e-3-wd1e-4-seed0-{SIZES}"
+    events = EventAccumulator(str(project / "logs" / folder.relative_to(project / "results"))).Reload()
+    assert set(events.Tags()["scalars"]) == logged(folder).keys()
+    for tag, expected in logged(folder).items():
+        found = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert found == [(step, pytest.approx(value, rel=1e-6)) for step, value in expected]
+
+
+def refusal(capsys, main, *argv):
+    with pytest.raises(SystemExit) as stop:
+        main(list(map(str, argv)))
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert not captured.out and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_without_the_package_nothing_is_created(tmp_path, capsys, synthetic_data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    write_run(tmp_path / "runs", "inception")
+    for main, words in (
+        (plot_results.main, [tmp_path / "runs", "--to", "tensorboard", tmp_path / "logs"]),
+        (lambda words: MyVGG.script.run(MyVGG.main, words), ["--log=tensorboard", f"--results={tmp_path / 'new'}"]),
+    ):
+        assert "python -m pip install -r requirements-tensorboard.txt" in refusal(capsys, main, *words)
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+# --- How runs are grouped ---------------------------------------------------------------------------------------------
+
+BASE = replace(config_of("vgg_a_lr0.001", "quick"), lr=3e-3)  # at a rate that the report does not have
+OTHER = {bool: lambda x: not x, int: lambda x: x + 5, float: lambda x: 2 * x + 0.25, str: lambda x: "other"}
+# Neither is told by a run's name: a folder holds one device's runs, and one precision's.
+NAMED = [f for f in fields(RunConfig) if f.name not in ("model", "seed", "lr", "options", "device", "precision")]
+
+
+@pytest.mark.parametrize("setting", [f.name for f in NAMED])
+def test_two_runs_that_differ_in_any_setting_are_compared(tmp_path, setting):
+    """Also in one that is added later: every field of RunConfig is tried."""
+    value = getattr(BASE, setting)
+    other = replace(BASE, **{setting: OTHER[type(value)](value)})
+    if setting == "optimizer":
+        other = replace(other, optimizer="adamw")
+    if setting == "momentum":
+        other = replace(other, momentum=0.5)
+    accuracies = [[10, 20, 30.5], [15, 35, 55.25]]
+    for config, accuracy in zip((BASE, other), accuracies, strict=True):
+        write_run(tmp_path, config, epochs=3, test_accuracy=accuracy)
+    drawn = plotted(tmp_path)
+    (stem,) = (stem for stem in drawn.figures if stem.startswith("overview-"))
+    assert stem.startswith(f"overview-{'optimizer' if setting == 'momentum' else setting}-")
+    figure = drawn.figures[stem]
+    labels = [label for label, _ in legend(figure)]
+    assert len(set(labels)) == 2 and len({colour for _, colour in legend(figure)}) == 2
+    shown = sorted(list(line.get_ydata()) for line in figure.axes[0].lines)
+    assert shown == accuracies
+    words = {"optimizer": "Adam", "momentum": "momentum", "batch_size": "batch", "augment": "augmentation"}
+    assert any(words.get(setting, setting.replace("_", " ")) in label for label in labels)
+
+
+def test_labels_say_the_values(tmp_path):
+    for config in (
+        BASE, replace(BASE, batch_size=50), replace(BASE, augment=False), replace(BASE, weight_decay=5e-4),
+        replace(BASE, optimizer="sgd", momentum=0.9),
+    ):  # fmt: skip
+        write_run(tmp_path, config)
+    drawn = plotted(tmp_path)
+    found = {stem.split("-")[1]: [label for label, _ in legend(figure)] for stem, figure in drawn.figures.items()}
+    assert found == {
+        "batch_size": ["batch 50", "batch 100"], "augment": ["no augmentation", "augmentation"],
+        "weight_decay": ["weight decay 1e-4", "weight decay 5e-4"], "optimizer": ["Adam", "SGD with momentum 0.9"],
+    }  # fmt: skip
+
+
+def test_an_option_that_has_its_default_is_called_by_its_value(tmp_path):
+    """config.json holds it beside the options that were given, which alone are settings."""
+    usual = config_of("inception_res", "quick")
+    for config, value in (
+        (replace(usual, lr=3e-3), 0.2),
+        (replace(usual, lr=3e-3, options={"residual_scale": 0.1}), 0.1),
+    ):
+        file = write_run(tmp_path, config) / "config.json"
+        content = json.loads(file.read_text())
+        content["network"]["options"] = {"residual_scale": value}
+        file.write_text(json.dumps(content))
+    (figure,) = plotted(tmp_path).figures.values()
+    assert [label for label, _ in legend(figure)] == ["residual scale 0.2", "residual scale 0.1"]
+
+
+def test_seeds_of_a_setting_are_a_mean_and_thin_lines(tmp_path):
+    rows = {0: [10, 20, 30], 1: [20, 40, 35], 4: [60, 30, 40]}
+    for seed, accuracy in rows.items():
+        write_run(tmp_path, replace(BASE, seed=seed), epochs=3, test_accuracy=accuracy)
+        write_run(tmp_path, replace(BASE, seed=seed, init="pytorch"), epochs=3, test_accuracy=[x / 2 for x in accuracy])
+    (figure,) = plotted(tmp_path).figures.values()
+    assert [label for label, _ in legend(figure)] == ["init he (n = 3)", "init pytorch (n = 3)"]
+    (_, colour), _ = legend(figure)
+    same(lines(figure.axes[0], colour), [(range(1, 4), row) for row in (*rows.values(), [30, 30, 35])])
+
+
+def test_a_hidden_curve_is_the_wider_one(tmp_path):
+    for init, accuracy in (("he", [10, 50, 60]), ("pytorch", [10.1, 50, 60.2]), ("xavier", [20, 55, 80])):
+        write_run(tmp_path, replace(BASE, init=init), epochs=3, test_accuracy=accuracy)
+    (figure,) = plotted(tmp_path).figures.values()
+    widths = [line.get_linewidth() for line in figure.axes[0].lines]
+    assert widths == [3.9, 1.4, 1.4]
+    assert any(text.endswith("; wide: a curve on which another one lies") for text in texts(figure))
+
+
+def test_a_blow_up_in_the_first_epoch_does_not_flatten_the_rest(tmp_path):
+    for init, loss in (("he", [16.25, 1.8, 1.2]), ("pytorch", [1.9, 1.5, 0.6])):
+        write_run(tmp_path, replace(BASE, init=init), epochs=3, test_accuracy=[10, 20, 30], train_loss=loss)
+    (figure,) = plotted(tmp_path).figures.values()
+    assert figure.axes[1].get_ylim() == pytest.approx((0, 1.05 * 1.5 * 1.8))
+    assert any(text.endswith("; the largest loss, 16.2, lies above the axis") for text in texts(figure))
+
+
+def test_a_strip_of_losses_uses_the_axis_and_has_room_above(tmp_path):
+    for init, loss in (("he", [2.4, 2.3, 2.2]), ("pytorch", [2.0, 2.25, 2.1])):
+        write_run(tmp_path, replace(BASE, init=init), epochs=3, test_accuracy=[10, 20, 30], train_loss=loss)
+    (figure,) = plotted(tmp_path).figures.values()
+    assert figure.axes[1].get_ylim() == pytest.approx((1.9, 2.4 + 0.05 * 0.5))
+
+
+def write_rates(results, rates, epochs=4, config=BASE, **given):
+    """A run per learning rate, with losses of its own at each of its 100 steps per epoch."""
+    folders = []
+    for i, lr in enumerate(rates):
+        losses = 0.5 + i / 10 + np.random.default_rng(i).uniform(0, 0.1, 100 * epochs)
+        folders.append(write_run(results, replace(config, lr=lr), epochs=epochs, losses=losses, **given))
+    return folders
+
+
+def test_runs_of_unequal_length_have_the_band_of_their_common_steps(tmp_path):
+    short = write_rates(tmp_path, (3e-3,), epochs=2)
+    long = write_rates(tmp_path, (2e-3,), epochs=4)
+    (figure,) = (figure for stem, figure in plotted(tmp_path).figures.items() if stem.startswith("landscape"))
+    said = "first half of the shortest run, 100 steps that all have: they are 200 to 400 long"
+    assert any(said in text for text in texts(figure))
+    losses = [[float(row["loss"]) for row in rows_of(folder / "steps.csv")][:100] for folder in (*short, *long)]
+    low, high = ([edge(pair) for pair in zip(*losses, strict=True)] for edge in (min, max))
+    same(lines(figure.axes[0]), [(range(1, 101), low), (range(1, 101), high)])
+
+
+def test_two_bands_are_drawn_together_if_they_share_their_rates_and_differ_in_one_setting(tmp_path):
+    two, three = (3e-3, 2e-3), (3e-3, 2e-3, 4e-3)
+    other = replace(BASE, batch_size=50, train_size=5_000)
+    for config, rates in (
+        (BASE, two), (replace(BASE, init="pytorch"), two), (replace(BASE, init="xavier"), three), (other, two),
+    ):  # fmt: skip
+        write_rates(tmp_path, rates, config=config)
+    figures = plotted(tmp_path).figures
+    bands = {stem: figure for stem, figure in figures.items() if stem.startswith("landscape")}
+    pair = "init-he-vs-init-pytorch-vgg_a-adam-wd1e-4"
+    assert bands.keys() == {
+        f"landscape-{pair}", f"landscape_ratio-{pair}", "landscape-vgg_a-adam-wd1e-4-initxavier",
+        "landscape-vgg_a-adam-wd1e-4-batch50-train5000",
+    }  # fmt: skip
+    assert [label for label, _ in legend(bands[f"landscape-{pair}"])] == ["init he", "init pytorch", "overlap"]
+
+
+def test_seeds_without_all_rates_are_not_in_a_band(tmp_path):
+    for seed, rates in ((0, (3e-3,)), (1, (3e-3, 2e-3)), (2, (3e-3, 2e-3)), (5, (2e-3,))):
+        write_rates(tmp_path, rates, config=replace(BASE, seed=seed))
+    figures = plotted(tmp_path).figures
+    (band,) = (figure for stem, figure in figures.items() if stem.startswith("landscape"))
+    assert any("drawn: seed 1;" in text for text in texts(band))
+    (table,) = band.findobj(Table)
+    assert table[1, 0].get_text().get_text() == "VGG-A (n = 2)"
+
+
+def test_of_very_many_sets_the_first_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(sets, "MOST", 1)
+    for init in ("he", "pytorch"):
+        for batch in (50, 100):
+            write_run(tmp_path, replace(BASE, init=init, batch_size=batch))
+    drawn = plotted(tmp_path)
+    assert len(drawn.figures) == 1
+    assert "missing: 3 more overviews: python plot_results.py RUN_FOLDER RUN_FOLDER ...\n" in drawn.said
+
+
+def test_any_runs_are_called_by_what_they_differ_in(tmp_path):
+    folders = [
+        write_run(tmp_path / place, config, epochs=3)
+        for place, config in (
+            ("", BASE), ("", replace(BASE, seed=1)), ("", replace(BASE, lr=1e-3, init="xavier")),
+            ("published", replace(BASE, lr=1e-3, init="xavier")),
+        )
+    ]  # fmt: skip
+    (figure,) = drawn_by(plot_results.main, [*folders, folders[0]], tmp_path).figures.values()
+    assert [label for label, _ in legend(figure)] == [
+        "learning rate 3e-3, init he (n = 2)", "learning rate 1e-3, init xavier",
+        "learning rate 1e-3, init xavier (published)",
+    ]  # fmt: skip
+    assert not (tmp_path / "published" / "quick" / "figures").exists()
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path, capsys):
+    a, b = write_rates(tmp_path, (3e-3, 2e-3))
+    other = write_rates(tmp_path, (4e-3,), config=replace(BASE, batch_size=50))[0]
+    empty = write_run(tmp_path, replace(BASE, lr=5e-3), test_accuracy=[], losses=[], complete=False)
+    band = landscape.main
+    for words, complaint in (
+        (["band", a], "a band has two learning rates or more, each of them once for every seed"),
+        (["band", a, b, other], "differ in nothing but the learning rate, these in batch 100 / batch 50"),
+        (["band", a, b, "--against", other], "a band has two learning rates or more"),
+        (["band", a, empty], "has no step yet"),
+        (["band", a, tmp_path / "none"], "none"),
+        (["band", a, b, "--save", tmp_path / "figure.txt"], "does not end in .png, .svg or .pdf"),
+    ):
+        assert complaint in refusal(capsys, band, *words)
+    for words, complaint in (
+        ([a, empty], "no epoch has ended yet"), ([a, tmp_path / "none"], "none"),
+        ([tmp_path, "--save", tmp_path / "figure.png"], "a results folder has many figures"),
+        ([tmp_path, "--to", "elsewhere", tmp_path / "logs"], "logs are written for tensorboard, and nothing else"),
+    ):  # fmt: skip
+        assert complaint in refusal(capsys, plot_results.main, *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["quick"]
+    assert not (tmp_path / "quick" / "figures").exists()
+
+
+def test_claims_without_runs_are_one_line(tmp_path):
+    """A folder of the user's own, but for two runs that are the report's by chance."""
+    for name in ("vgg_a_lr0.001", "vgg_a_bn_lr0.001"):
+        write_run(tmp_path, name)
+    write_run(tmp_path, BASE)
+    drawn = plotted(tmp_path)
+    command = f"python -m cifar_lab.reproduce quick --results {tmp_path}"
+    assert f"  missing: the report's own figures and claims: {command}\n" in drawn.said
+    assert drawn.said.count("missing") == 1 and "not run" not in drawn.said + drawn.report
+    assert re.findall(r"^  (bn-accuracy|level|scaling) ", drawn.said, re.M) == ["bn-accuracy"]
+    assert len({row["claim"] for row in rows_of(tmp_path / "quick" / "verdicts.csv")}) == 12
