@@ -83,10 +83,14 @@ class Block(nn.Module):
 
     Plain (Szegedy et al. 2015, figure 2b): `relu(inception(x))`; the ReLU of each branch's last convolution is one, of
     all of them together. Residual (Szegedy et al. 2016, figure 20): `relu(shortcut(x) + scale * inception(x))`; the
-    shortcut is the identity, or a linear 1x1 convolution if the channel counts differ.
+    shortcut is the identity, or a linear 1x1 convolution if the channel counts differ. With `residual_side` shortcut,
+    the scale multiplies that one instead: `relu(scale * shortcut(x) + inception(x))`, as in the report's author's code.
     """
 
-    def __init__(self, channels: int, table: tuple[int, ...], *, residual_scale: float | None, bn: bool) -> None:
+    def __init__(
+        self, channels: int, table: tuple[int, ...], *, residual_scale: float | None, bn: bool,
+        residual_side: str = "branch",
+    ) -> None:  # fmt: skip
         super().__init__()
         c1, reduce3, c3, reduce5, c5, pool = table
         last = {"bn": bn, "relu": False}
@@ -100,6 +104,7 @@ class Block(nn.Module):
         )
         self.out = c1 + c3 + c5 + pool
         self.residual_scale = residual_scale
+        self.residual_side = residual_side
         if residual_scale is not None:
             same = channels == self.out
             self.shortcut = nn.Identity() if same else nn.Sequential(*convolution(channels, self.out, 1, **last))
@@ -109,19 +114,24 @@ class Block(nn.Module):
         if self.residual_scale is None:
             return F.relu(torch.cat(self.branches(x), dim=1))
         *branches, shortcut = self.branches(x, self.shortcut)
-        return F.relu(torch.add(shortcut, torch.cat(branches, dim=1), alpha=self.residual_scale))
+        other, multiplied = shortcut, torch.cat(branches, dim=1)
+        if self.residual_side == "shortcut":
+            other, multiplied = multiplied, other
+        return F.relu(torch.add(other, multiplied, alpha=self.residual_scale))
 
 
 class Inception(nn.Module):
     """Inception v1 (GoogLeNet) without auxiliary classifiers, fitted to 32 x 32 input.
 
-    residual_scale: None for plain blocks (5,971,962 parameters at width 1), a factor for residual ones (7,954,986).
-    width: factor on every channel count.
+    residual_scale: None for plain blocks (5,971,962 parameters at width 1), a factor for residual ones (7,954,986);
+    residual_side: what it multiplies, branch or shortcut. dropout: rate before the output layer. width: factor on every
+    channel count.
     """
 
     def __init__(
-        self, *, residual_scale: float | None = None, bn: bool = False, width: float = 1.0, classes: int = 10
-    ) -> None:
+        self, *, residual_scale: float | None = None, residual_side: str = "branch", dropout: float = DROPOUT_RATE,
+        bn: bool = False, width: float = 1.0, classes: int = 10,
+    ) -> None:  # fmt: skip
         super().__init__()
         c1, c2 = (scaled(c, width) for c in STEM)
         layers: list[nn.Module] = []
@@ -134,11 +144,12 @@ class Inception(nn.Module):
                 kernel, padding = entry
                 layers.append(nn.MaxPool2d(kernel, 2, padding=padding))
                 continue
-            block = Block(channels, tuple(scaled(c, width) for c in entry), residual_scale=residual_scale, bn=bn)
+            table = tuple(scaled(c, width) for c in entry)
+            block = Block(channels, table, residual_scale=residual_scale, bn=bn, residual_side=residual_side)
             layers.append(block)
             channels = block.out
         self.features = nn.Sequential(*layers)  # (B, 1024, 2, 2) at width 1
-        self.dropout = StepDropout(DROPOUT_RATE)
+        self.dropout = StepDropout(dropout)
         self.output = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,25 +157,28 @@ class Inception(nn.Module):
         return self.output(self.dropout(self.features(x).mean((2, 3))))
 
 
-RESIDUAL_SCALE = flag(0.2, "factor on the Inception branch of a residual block; 1 is unscaled", real(0, 100))
+RESIDUAL_SCALE = flag(0.2, "factor in a residual block; 1 is unscaled", real(0, 100))
+RESIDUAL_SIDE = flag("branch", "what that factor multiplies: branch, shortcut", choice("branch", "shortcut"))
+DROPOUT = flag(DROPOUT_RATE, "dropout before the output layer; 0: none", real(0, 0.99))
+RESIDUAL = {"residual_scale": RESIDUAL_SCALE, "residual_side": RESIDUAL_SIDE}
 
 
-@network("inception", label="Inception v1", colour="#000000")
+@network("inception", label="Inception v1", colour="#000000", dropout=DROPOUT)
 def inception(*, width: float = 1.0, **options) -> Inception:
     return Inception(width=width, **options)
 
 
-@network("inception_res", label="residual Inception", colour="#009E73", residual_scale=RESIDUAL_SCALE)
+@network("inception_res", label="residual Inception", colour="#009E73", dropout=DROPOUT, **RESIDUAL)
 def inception_res(*, residual_scale: float, width: float = 1.0, **options) -> Inception:
     return Inception(residual_scale=residual_scale, width=width, **options)
 
 
-@network("inception_bn", label="Inception v1 + BatchNorm")
+@network("inception_bn", label="Inception v1 + BatchNorm", dropout=DROPOUT)
 def inception_bn(*, width: float = 1.0, **options) -> Inception:
     return Inception(bn=True, width=width, **options)
 
 
-@network("inception_res_bn", label="residual Inception + BatchNorm", residual_scale=RESIDUAL_SCALE)
+@network("inception_res_bn", label="residual Inception + BatchNorm", dropout=DROPOUT, **RESIDUAL)
 def inception_res_bn(*, residual_scale: float, width: float = 1.0, **options) -> Inception:
     return Inception(residual_scale=residual_scale, bn=True, width=width, **options)
 

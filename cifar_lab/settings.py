@@ -127,6 +127,8 @@ class RunConfig:
     weight_decay: float = 1e-4
     seed: int = 0
     momentum: float = 0.0  # SGD only
+    bias_decay: bool = True  # whether biases and norms have weight decay too
+    seed_per_rate: bool = False  # whether each learning rate draws from a seed of its own: `training.plan.seed_of`
     width: float | None = 1.0  # None: the network has one width only
     width_transfer: bool = True  # rates, decay, output layer: `cifar_lab.width`; always true without a width, and at 1
     init: str = "he"
@@ -175,6 +177,8 @@ SHORT = {
     "momentum": "momentum",
     "width": "width",
     "width_transfer": "notransfer",
+    "bias_decay": "nobiasdecay",
+    "seed_per_rate": "seedperrate",
     "init": "init",
     "batch_size": "batch",
     "train_size": "train",
@@ -274,8 +278,12 @@ class Settings:
     lrs: tuple[float, ...] = learning_rates(1e-3)
     momentum: float = flag(0.0, "momentum of sgd", real(0, 1))
     weight_decay: float = flag(1e-4, "L2 regularization (decoupled from the gradient in AdamW)", real(0, 10))
+    bias_decay: bool = flag(True, 'no weight decay on biases and norms (He et al. 2019, "Bag of Tricks")')
     seed: tuple[int, ...] = flag(
         (0,), "seeds; each is a lockstep group of its own", integer(0, LARGEST_SEED), many=True
+    )
+    seed_per_rate: bool = flag(
+        False, "each learning rate has initial weights and batches of its own, from a seed that follows from --seed"
     )
     width: float = flag(1.0, "factor on every channel count", real(0, 8, above=True))
     width_transfer: bool = flag(

@@ -19,6 +19,9 @@ with PyTorch's output layer; this rule is not from the paper.
 
 The output layer's initial weights have a standard deviation proportional to 1 / fan-in (same table): PyTorch draws them
 from a uniform distribution with bound 1 / sqrt(fan-in), so they are multiplied by r^-1/2.
+
+At every width the factor of the decay of biases and norms (parameters of one dimension) is 0 if a run has no bias decay
+(He et al. 2019, "Bag of Tricks for Image Classification with Convolutional Neural Networks", section 3.1).
 """
 
 from collections.abc import Iterator
@@ -55,7 +58,10 @@ def factors(config: RunConfig, model: nn.Module) -> dict[str, Factors]:
     """The factors of each parameter of a run's network, by its name."""
     optimizer = OPTIMIZERS[config.optimizer]
     scaled = {name: factors_of(optimizer, role, r) for name, role, r in _roles(config, model)}
-    return {name: scaled.get(name, Factors()) for name, _ in model.named_parameters()}
+    each = {name: scaled.get(name, Factors()) for name, _ in model.named_parameters()}
+    if not config.bias_decay:
+        each |= {name: replace(each[name], decay=0.0) for name, p in model.named_parameters() if p.dim() < 2}
+    return each
 
 
 def parameter_groups(config: RunConfig, model: nn.Module) -> list[dict]:

@@ -111,8 +111,9 @@ def test_weights_mode_and_random_state_are_no_part_of_it():
 def test_networks_widths_and_options_of_the_report_differ():
     configs = [RunConfig(name, width=width) for name in NETWORKS for width in (0.125, 0.25)]
     configs += [RunConfig("inception_res", width=0.125, options={"residual_scale": scale}) for scale in (0.1, 1.0)]
+    configs += [RunConfig("inception_res", width=0.125, options={"residual_side": "shortcut"})]
     found = [describe(build(config)).fingerprint for config in configs]
-    assert len(set(found)) == len(found) == 2 * len(NETWORKS) + 2
+    assert len(set(found)) == len(found) == 2 * len(NETWORKS) + 3
     assert describe(build(replace(configs[0], seed=7, init="xavier"))).fingerprint == found[0]
 
 

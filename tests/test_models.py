@@ -100,7 +100,9 @@ class Layers:
             x = (x - mean) / (variance + 1e-5).sqrt() * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
         return x.clamp(min=0) if relu else x
 
-    def block(self, x: Tensor, table: tuple[int, ...], residual_scale: float | None) -> Tensor:
+    def block(
+        self, x: Tensor, table: tuple[int, ...], residual_scale: float | None, side: str = "branch"
+    ) -> Tensor:  # fmt: skip
         """An Inception block: GoogLeNet's without `residual_scale`, else that of Inception-v4's figure 20."""
         c1, reduce3, c3, reduce5, c5, pool = table
         last = residual_scale is None  # whether the last convolution of a branch has a ReLU
@@ -113,6 +115,8 @@ class Layers:
             return branches
         same = x.shape[1] == branches.shape[1]
         shortcut = x if same else self.convolution(x, branches.shape[1], 1, relu=False)
+        if side == "shortcut":
+            return (residual_scale * shortcut + branches).clamp(min=0)
         return (shortcut + residual_scale * branches).clamp(min=0)
 
     def inception(self, x: Tensor, width: float, residual_scale: float | None) -> Tensor:
@@ -153,14 +157,15 @@ def assert_same(got: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("bn", [False, True])
+@pytest.mark.parametrize("side", ["branch", "shortcut"])
 @pytest.mark.parametrize("residual_scale", [None, 0.2, 1.0])
 @pytest.mark.parametrize("channels", [7, 15])  # 15 go in and come out: the shortcut is the identity
-def test_a_block_is_the_one_written_by_hand(channels, residual_scale, bn):
+def test_a_block_is_the_one_written_by_hand(channels, residual_scale, side, bn):
     table = (1, 2, 3, 4, 5, 6)
-    block = uneven(MyFramework.Block(channels, table, residual_scale=residual_scale, bn=bn))
+    block = uneven(MyFramework.Block(channels, table, residual_scale=residual_scale, bn=bn, residual_side=side))
     x = torch.randn(3, channels, 5, 4, dtype=torch.float64)
     layers = Layers(block)
-    assert_same(block(x), layers.block(x, table, residual_scale))
+    assert_same(block(x), layers.block(x, table, residual_scale, side))
     assert layers.all_used()
 
 

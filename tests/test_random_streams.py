@@ -251,7 +251,7 @@ def test_without_augmentation_batches_are_the_images_as_they_are(data, usual):
     "words",
     [
         "--epochs 3", "--batch-size 40", "--test-size 7", "--bn", "--optimizer sgd", "--weight-decay 0", "--width 0.5",
-        "--init xavier", "--lrs 1e-2 1e-3", "--lrs 1e-4", "--seed 1 0", "--probe-every 0",
+        "--init xavier", "--lrs 1e-2 1e-3", "--lrs 1e-4", "--seed 1 0", "--probe-every 0", "--no-bias-decay",
     ],
 )  # fmt: skip
 def test_batches_do_not_depend_on(words, data, usual):

@@ -24,7 +24,8 @@ torch.set_num_threads(1)
 SCRIPTS = {"MyVGG.py": MyVGG, "MyFramework.py": MyFramework}
 # Every setting of the report's recipe; a run's model, optimizer, learning rate and seed come on top.
 RECIPE = {
-    "weight_decay": 1e-4, "momentum": 0.0, "width": 1.0, "width_transfer": True, "init": "he", "batch_size": 100,
+    "weight_decay": 1e-4, "bias_decay": True, "seed_per_rate": False, "momentum": 0.0, "width": 1.0,
+    "width_transfer": True, "init": "he", "batch_size": 100,
     "train_size": 50_000, "test_size": 10_000, "augment": True, "device": "auto", "precision": "auto",
     "probe_every": 0, "options": {},
 }  # fmt: skip
@@ -255,6 +256,7 @@ def test_what_the_paper_presets_train(preset, epochs, recipe):
     "words, folder",
     [
         ("--no-augment", "adam-lr1e-3-wd1e-4-seed0-noaugment"),
+        ("--no-bias-decay --seed-per-rate", "adam-lr1e-3-wd1e-4-seed0-nobiasdecay-seedperrate"),
         ("--init pytorch --width 0.5", "adam-lr1e-3-wd1e-4-seed0-width0.5-initpytorch"),
         ("--no-width-transfer --width 0.5", "adam-lr1e-3-wd1e-4-seed0-width0.5-notransfer"),
         ("--batch-size 64 --train-size 500 --test-size 70", "adam-lr1e-3-wd1e-4-seed0-batch64-train500-test70"),
@@ -284,7 +286,10 @@ def first_convolution(script, data, words: str) -> nn.Conv2d:
     return next(m for m in recorded.network(script, data, words).modules() if isinstance(m, nn.Conv2d))
 
 
-@pytest.mark.parametrize("words, scale", [("", 0.2), ("--residual-scale 1.0", 1.0), ("--residual-scale 0.1", 0.1)])
+@pytest.mark.parametrize(
+    "words, scale",
+    [("", 0.2), ("--residual-scale 1.0", 1.0), ("--residual-scale 0.1", 0.1), ("--residual-side shortcut", 1.0)],
+)
 def test_the_residual_scale_is_that_of_every_block(words, scale, data):
     """Where the input is 0, and with it the shortcut, and the branches give 10, a block gives 10 times its scale."""
     model = recorded.network(MyFramework, data, f"--model inception_res {words}")
@@ -435,7 +440,8 @@ def test_config_json_holds_what_was_asked_for(data, tmp_path):
     )
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"] == {
-        "model": "vgg_a", "optimizer": "sgd", "lr": 0.25, "weight_decay": 1e-4, "seed": 3, "momentum": 0.5,
+        "model": "vgg_a", "optimizer": "sgd", "lr": 0.25, "weight_decay": 1e-4, "bias_decay": True, "seed": 3,
+        "seed_per_rate": False, "momentum": 0.5,
         "width": 0.03, "width_transfer": True, "init": "xavier", "batch_size": 50, "train_size": 130, "test_size": 20,
         "augment": False, "device": "cpu", "precision": "fp32", "probe_every": 0, "options": {},
     }  # fmt: skip

@@ -282,7 +282,8 @@ def test_runs_from_before_are_read_as_what_they_were(tmp_path):
     for width, transfer in ((1.0, True), (None, True), (0.25, False)):
         settings = published["settings"] | {"width": width}
         (tmp_path / "config.json").write_text(json.dumps(published | {"settings": settings}))
-        assert read_config(tmp_path)["settings"] == settings | {"width_transfer": transfer}
+        later = {"width_transfer": transfer, "bias_decay": True, "seed_per_rate": False}
+        assert read_config(tmp_path)["settings"] == settings | later
     runs, errors = read_runs(ROOT / "results" / "published", "report")
     assert not errors
     expected = [config_of(f"vgg_a_lr{lr}", "report") for lr in ("0.001", "0.0001", "0.0005", "5e-05")]
@@ -297,11 +298,13 @@ def test_a_run_from_before_continues_at_width_1_alone(width, tmp_path, synthetic
     MyVGG.main([*argv, "1"])
     (path,) = tmp_path.rglob("config.json")
     content = json.loads(path.read_text())
-    del content["settings"]["width_transfer"]
+    for later in ("width_transfer", "bias_decay", "seed_per_rate"):
+        del content["settings"][later]
     path.write_text(json.dumps(content))
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
         state = torch.load(path.parent / name, weights_only=True)
-        del state["config"]["width_transfer"]
+        for later in ("width_transfer", "bias_decay", "seed_per_rate"):
+            del state["config"][later]
         torch.save(state, path.parent / name)
     capsys.readouterr()
     if width == "1":

@@ -123,9 +123,11 @@ def _checked(path: Path, content: Mapping[str, Any], kinds: Mapping[str, Kind]) 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run as this version has them.
 
-    A run from before there was width transfer was trained without; at width 1 that is the same.
+    A run from before there was width transfer was trained without; at width 1 that is the same. One from before there
+    was another setting was trained with that one's default.
     """
-    return {"width_transfer": settings.get("width", RunConfig.width) in (None, 1), **settings}
+    later = {name: getattr(RunConfig, name) for name in ("bias_decay", "seed_per_rate")}
+    return {"width_transfer": settings.get("width", RunConfig.width) in (None, 1), **later, **settings}
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -160,6 +162,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def read_summary(path: Path) -> dict[str, Any] | None:
     """The checked content of summary.json, None if there is none. Raises RunFileError."""
     return _checked(path, _read_json(path), _SUMMARY) if path.exists() else None
+
+
+def trained_to(summary: Mapping[str, Any] | None, epochs: int) -> bool:
+    """Whether a run of which this is the summary has nothing left to train for so many epochs."""
+    return summary is not None and (summary["diverged_at_step"] is not None or summary["epochs"] >= epochs)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

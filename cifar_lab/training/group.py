@@ -84,7 +84,7 @@ class Lockstep:
         self._target = epochs
         self._checkpoint_seconds = checkpoint_seconds
         self._probe_every = probe_every
-        self._later_groups = later_groups  # of other seeds, for the estimate
+        self._later_groups = later_groups  # that follow, for the estimate
         self.side_by_side = _side_by_side(self.device, runs)
         on_cpu = self.device.torch.type == "cpu"
         self._turns = Turns(self.side_by_side.workers * max((run.threads for run in runs), default=1) if on_cpu else 1)

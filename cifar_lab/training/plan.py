@@ -9,7 +9,7 @@ from math import log
 
 import numpy as np
 
-from cifar_lab.settings import SIZE
+from cifar_lab.settings import SIZE, RunConfig
 
 SCALE = (0.8, 1.0)  # area of the crop as a share of the image's
 RATIO = (3 / 4, 4 / 3)  # aspect ratio of the crop, torchvision's default
@@ -19,7 +19,7 @@ DEGREES = 10.0  # rotation, uniform in +- this
 CROP_TRIES = 10  # torchvision's: then the largest central crop within RATIO, here the whole image
 
 # Streams of a seed. A new kind of draw gets a new number, so that the existing ones keep their values.
-INITIALIZATION, ORDER, AUGMENTATION, DROPOUT = range(4)
+INITIALIZATION, ORDER, AUGMENTATION, DROPOUT, RATE = range(5)
 
 
 def stream(seed: int, kind: int, epoch: int = 0) -> np.random.Generator:
@@ -30,6 +30,15 @@ def stream(seed: int, kind: int, epoch: int = 0) -> np.random.Generator:
 def stream_seed(seed: int, kind: int) -> int:
     """A 32-bit seed for a generator outside numpy."""
     return int(np.random.SeedSequence((seed, kind)).generate_state(1)[0])
+
+
+def seed_of(config: RunConfig) -> int:
+    """The seed of all streams of a run: the one in its settings, or, with `seed_per_rate`, a 32-bit one that follows
+    from it and the learning rate. So two networks still share it at each rate."""
+    if not config.seed_per_rate:
+        return config.seed
+    rate = int(np.float64(config.lr).view(np.uint64))
+    return int(np.random.SeedSequence((config.seed, RATE, rate)).generate_state(1)[0])
 
 
 @dataclass(frozen=True)

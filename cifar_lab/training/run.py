@@ -15,7 +15,7 @@ from cifar_lab.run_folder import checkpoint
 from cifar_lab.run_folder.reader import final_accuracy, read_run
 from cifar_lab.run_folder.writer import Recorder
 from cifar_lab.training.loader import Loader
-from cifar_lab.training.plan import DROPOUT, INITIALIZATION, stream_seed
+from cifar_lab.training.plan import DROPOUT, INITIALIZATION, seed_of, stream_seed
 from cifar_lab.training.position import Position
 from cifar_lab.width import parameter_groups, recorded, scale_output
 
@@ -35,9 +35,10 @@ class TrainingRun:
         self._loader = loader
         self._device = loader.device
         self.threads = threads
+        seed = seed_of(self.config)
         with torch.random.fork_rng(devices=[]):
             # Drawn on the CPU, so that the weights do not depend on the device.
-            torch.manual_seed(stream_seed(self.config.seed, INITIALIZATION))
+            torch.manual_seed(stream_seed(seed, INITIALIZATION))
             model = build(self.config)
         scale_output(self.config, model)
         self.model = loader.device.place(model).train()
@@ -45,7 +46,7 @@ class TrainingRun:
         # A CUDA graph advances one counter for all runs; on a CPU they are at steps of their own.
         self._step = loader.step.clone() if loader.device.torch.type == "cpu" else loader.step
         for i, dropout in enumerate(dropouts):
-            dropout.follow(self._step, stream_seed(self.config.seed, DROPOUT) + (i << 24))
+            dropout.follow(self._step, stream_seed(seed, DROPOUT) + (i << 24))
         groups = parameter_groups(self.config, self.model)
         self.optimizer = build_optimizer(self.config, groups, loader.device.torch)
         self.width_factors = recorded(self.config, self.model)

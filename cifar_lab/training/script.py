@@ -16,13 +16,14 @@ from cifar_lab.networks import Description, NetworkError, build, describe, netwo
 from cifar_lab.project import ROOT
 from cifar_lab.run_folder import tensorboard
 from cifar_lab.run_folder.checkpoint import CheckpointError, load_model
-from cifar_lab.run_folder.schema import RunFileError, read_config
+from cifar_lab.run_folder.schema import RunFileError, read_config, trained_to
 from cifar_lab.run_folder.writer import Busy, FolderError, Recorder, environment
 from cifar_lab.settings import PUBLISHED, RunConfig, Settings, fail, number, parse, run_folder
 from cifar_lab.training.console import Console, Stopped, StopSignals, counted
 from cifar_lab.training.device import Device, DeviceError, choose
 from cifar_lab.training.group import Lockstep
 from cifar_lab.training.loader import Loader
+from cifar_lab.training.plan import seed_of
 from cifar_lab.training.run import TrainingRun
 from cifar_lab.training.threads import share
 
@@ -35,8 +36,8 @@ def settings_of(cls: type[Settings], file: str | Path, argv: list[str]) -> Setti
 
 
 def groups(cls: type[Settings], file: str | Path, argv: list[str]) -> Iterator[Lockstep]:
-    """The lockstep groups that a script's command line asks for, one per seed, each ready to be trained from its
-    position.
+    """The lockstep groups that a script's command line asks for, one per seed (with `--seed-per-rate` one per seed and
+    learning rate), each ready to be trained from its position.
 
     cls: the script's flags; file: the script itself. Complete runs are left out, with a line that says so. Nothing is
     created before everything is checked. With `--evaluate` there is no group: the checkpoint is evaluated instead.
@@ -50,8 +51,10 @@ def groups(cls: type[Settings], file: str | Path, argv: list[str]) -> Iterator[L
     device = choose(settings, begun_in(settings))
     _check_results(Path(settings.results))
     description = description_of(settings)
-    opened = {seed: recorders(settings, description, seed, device) for seed in settings.seed}
-    every = [recorder for group in opened.values() for recorder in group]
+    every = [recorder for seed in settings.seed for recorder in recorders(settings, description, seed, device)]
+    by_seed: dict[int, list[Recorder]] = {}  # runs of one group see the same batches
+    for recorder in every:
+        by_seed.setdefault(seed_of(recorder.config), []).append(recorder)
     for recorder in every:
         if recorder.folder.resolve().is_relative_to((ROOT / "results" / PUBLISHED).resolve()):
             raise FolderError(f"{recorder.folder}: the runs there came with the repository; training writes elsewhere")
@@ -63,16 +66,16 @@ def groups(cls: type[Settings], file: str | Path, argv: list[str]) -> Iterator[L
     if device.note:
         console.say(device.note)
     with StopSignals() as stop:
-        for i, seed in enumerate(settings.seed):
-            later = len(settings.seed) - 1 - i
-            with open_group(settings, description, opened[seed], device, data, console, stop, later) as group:
+        for i, opened in enumerate(by_seed.values()):
+            later = len(by_seed) - 1 - i
+            with open_group(settings, description, opened, device, data, console, stop, later) as group:
                 if group.runs:
                     first, workers = group.runs[0], group.side_by_side.workers
                     at_a_time = f", {workers} runs at a time" if workers > 1 else ""
                     console.say(
                         f"{first.config.model}: {counted(len(group.runs), 'run')} of "
                         f"{counted(settings.epochs, 'epoch')}, {counted(group.loader.steps, 'step')} each, "
-                        f"seed {seed}, {device.describe()}{at_a_time}, {device.precision}"
+                        f"seed {first.config.seed}, {device.describe()}{at_a_time}, {device.precision}"
                     )
                     names = ", ".join(run.recorder.folder.name for run in group.runs)
                     console.say(f"into {first.recorder.folder.parent}: {names}")
@@ -134,11 +137,10 @@ def open_group(
 ) -> Iterator[Lockstep]:  # fmt: skip
     """A lockstep group whose folders this process holds, each run continued from its checkpoint; without complete ones.
 
-    later_groups: of other seeds, for the estimate of the time. Raises what resuming raises.
+    later_groups: that follow, for the estimate of the time. Raises what resuming raises.
     """
-    seed = opened[0].config.seed
     loader = Loader(
-        data, device, seed=seed, batch_size=settings.batch_size, train_size=settings.train_size,
+        data, device, seed=seed_of(opened[0].config), batch_size=settings.batch_size, train_size=settings.train_size,
         test_size=settings.test_size, augmented=settings.augment,
     )  # fmt: skip
     described = environment(device.describe(), device.precision, data.sha256) | {
@@ -213,7 +215,7 @@ def _is_complete(recorder: Recorder, settings: Settings, console: Console) -> bo
             console.say(f"{recorder.folder}: what was there is now {aside.name}")
     elif summary := recorder.summary():
         diverged = summary["diverged_at_step"]
-        if diverged is not None or summary["epochs"] >= settings.epochs:
+        if trained_to(summary, settings.epochs):
             how = f"diverged at step {diverged}" if diverged is not None else counted(summary["epochs"], "epoch")
             console.say(f"{recorder.folder}: complete ({how}); --fresh would train it again")
             return True
