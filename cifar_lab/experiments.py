@@ -5,7 +5,7 @@ seeds it has a folder for each.
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -43,6 +43,16 @@ class Experiment:
             for name, (optimizer, lr) in zip(self.names, each, strict=True)
         }
 
+    def only(self, names: Collection[str]) -> "Experiment":
+        """The command that trains no other of its runs than the named ones."""
+        chosen = {name: config for name, config in self.runs.items() if name in names}
+        several = {
+            "optimizer": tuple(dict.fromkeys(config.optimizer for config in chosen.values())),
+            "lrs": tuple(dict.fromkeys(config.lr for config in chosen.values())),
+        }
+        several = {flag: values for flag, values in several.items() if flag in self.flags}
+        return replace(self, flags={**self.flags, **several}, names=tuple(chosen))
+
     def epochs_at(self, preset: str) -> int:
         """The number of epochs at a preset. Short ones have at least the three that a final accuracy averages over."""
         if preset == "report":
@@ -60,12 +70,17 @@ class Experiment:
         given |= {"seed": seeds} if seeds != (0,) else {}
         words = ["python", self.script]
         for name, value in given.items():
-            values = value if isinstance(value, tuple) else () if value is True else (value,)
-            words.append(f"--{name.replace('_', '-')}")
-            words += [number(v) if isinstance(v, float) and v < 0.1 else str(v) for v in values]
+            values = value if isinstance(value, tuple) else () if isinstance(value, bool) else (value,)
+            words.append(f"--{'no-' if value is False else ''}{name.replace('_', '-')}")
+            words += map(word, values)
         if results != Path("results"):
             words += ["--results", shlex.quote(str(results))]
         return " ".join(words)
+
+
+def word(value: Any) -> str:
+    """A flag's value on a command line."""
+    return number(value) if isinstance(value, float) and value < 0.1 else str(value)
 
 
 def _preset_width(preset: str) -> float:
@@ -118,8 +133,13 @@ NETWORKS = frozenset(config.model for config in RUNS.values())  # of the report;
 
 def config_of(run: str, preset: str, seed: int = 0) -> RunConfig:
     """The settings of the named run at a preset."""
-    config = replace(RUNS[run], seed=seed, **preset_defaults(preset))
-    return config if config.width is None else replace(config, width=RUNS[run].width * _preset_width(preset))
+    return at_preset(RUNS[run], preset, seed)
+
+
+def at_preset(config: RunConfig, preset: str, seed: int = 0) -> RunConfig:
+    """The settings of a run at a preset; config: those at the report's."""
+    at = replace(config, seed=seed, **preset_defaults(preset))
+    return at if at.width is None else replace(at, width=config.width * _preset_width(preset))
 
 
 def folder_of(run: str, results: str | Path, preset: str, seed: int = 0) -> Path:
@@ -135,6 +155,11 @@ def experiments(preset: str) -> tuple[Experiment, ...]:
 def known_experiments(preset: str) -> tuple[Experiment, ...]:
     """The preset's experiments, and the controls that go with them."""
     return experiments(preset) if preset in PAPER_PRESETS else EXPERIMENTS + CONTROLS
+
+
+def experiments_of(names: Collection[str], preset: str) -> list[Experiment]:
+    """The commands that train the named runs and no others."""
+    return [e.only(names) for e in known_experiments(preset) if set(e.names) & set(names)]
 
 
 def command_for(run: str, preset: str, seeds: tuple[int, ...] = (0,), results: str | Path = "results") -> str:

@@ -1,31 +1,38 @@
 """Runs a preset's list of commands, one after the other, then draws its figures.
 
     python -m cifar_lab.reproduce quick --seed 0 1 2
-    python -m cifar_lab.reproduce report --seconds 1500     # stops cleanly in time; the same command continues
+    python -m cifar_lab.reproduce report --seconds 1500      # stops cleanly in time; the same command continues
     python -m cifar_lab.reproduce report --list
+    python -m cifar_lab.reproduce quick --until-decided      # a seed at a time, only what open claims need
 
 A run that is complete is left out, one that was interrupted continues: the list can be stopped and started again at
 will, also on another machine to which the results folder was moved. A command that fails ends the list, and what is
 there by then is drawn all the same.
 """
 
+import itertools
 import runpy
 import shlex
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from cifar_lab.experiments import experiments, folder_of
+from cifar_lab.experiments import experiments, experiments_of, folder_of
+from cifar_lab.measures.statistics import FEWEST_SEEDS, MOST_SEEDS
 from cifar_lab.project import RESULTS, ROOT
+from cifar_lab.report.verdicts import Verdict, open_claims
 from cifar_lab.run_folder.checkpoint import NEWEST
-from cifar_lab.settings import ALL_PRESETS, LARGEST_SEED, Parser, choice, integer, path, real
+from cifar_lab.run_folder.schema import RunFileError, read_summary, trained_to
+from cifar_lab.settings import ALL_PRESETS, LARGEST_SEED, PAPER_PRESETS, Parser, choice, integer, path, real
 
 # The surfaces that are drawn side by side at the end of a preset: runs, points per side, images.
 SURFACE_RUNS = ("vgg_a_lr0.001", "vgg_a_bn_lr0.001")
 INTERRUPTED, STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 SURFACES = {"quick": ("11", "512"), "laptop": ("25", "512"), "report": ("25", "2000")}
+Stage = tuple[str, list[str]]  # what is said before, and commands
 
 
 def commands(preset: str, seeds: tuple[int, ...], results: str) -> list[str]:
@@ -52,6 +59,23 @@ def without_weights(preset: str, seeds: tuple[int, ...], results: str) -> list[P
     ]
 
 
+def run_all(stages: Iterable[Stage], without: Callable[[], list[Path]]) -> int:
+    """Runs the commands of each stage; returns the exit status of the first that fails, else 0.
+
+    without: the runs that have no weights for a surface.
+    """
+    for said, listed in stages:
+        if said:
+            print(said, flush=True)
+        for number, command in enumerate(listed, start=1):
+            print(f"[{number}/{len(listed)}] {command}", flush=True)
+            if " surface " in command and (missing := without()):
+                print(f"left out: {missing[0]} is complete, but its checkpoint is not here", flush=True)
+            elif status := run(command):
+                return status
+    return 0
+
+
 def run(command: str) -> int:
     """Runs one command as a shell would, but in this process, which has loaded PyTorch. Returns its exit status."""
     _, script, *arguments = shlex.split(command)
@@ -65,19 +89,70 @@ def run(command: str) -> int:
     return 0
 
 
+def until_decided(preset: str, seeds: Sequence[int], results: str) -> Iterator[Stage]:
+    """A seed at a time, of which the commands that open claims need, without those of surfaces.
+
+    Ends when no claim is open, or with the last seed. Seeds that are trained are passed over.
+    """
+    for seed in seeds:
+        left = open_claims(results, preset)
+        names = {name for verdict in left for name in verdict.claim.runs}
+        listed = [
+            e.command(preset, (seed,), results)
+            for e in experiments_of(names, preset)
+            if not all(_trained(folder_of(name, results, preset, seed), e.epochs_at(preset)) for name in e.names)
+        ]
+        if listed:
+            yield f"seed {seed}, for the open claims: {_outcomes(left)}", listed
+    if left := open_claims(results, preset):
+        yield f"{len(seeds)} seeds are trained; open claims: {_outcomes(left)}", []
+    else:
+        yield f"no claim is open: more seeds decide nothing more at the preset {preset}", []
+
+
+def _outcomes(verdicts: Sequence[Verdict]) -> str:
+    return "; ".join(f"{verdict.claim.id}: {verdict.outcome}" for verdict in verdicts)
+
+
+def _trained(folder: Path, epochs: int) -> bool:
+    """Whether nothing is left to train in a run folder; of one that cannot be read, the script will say why."""
+    try:
+        return trained_to(read_summary(folder / "summary.json"), epochs)
+    except RunFileError:
+        return False
+
+
 def main(argv: list[str]) -> int:
     parser = Parser("python -m cifar_lab.reproduce", __doc__)
     add = parser.add_argument
     add("preset", type=choice(*ALL_PRESETS), help=", ".join(ALL_PRESETS))
     add("--seed", type=integer(0, LARGEST_SEED), nargs="+", default=[0], help="seeds of every run (0)")
+    add(
+        "--until-decided", action="store_true", help="train only what claims need, a seed at a time, until none is open"
+    )
+    add("--max-seeds", type=integer(FEWEST_SEEDS, MOST_SEEDS), help=f"of --until-decided, at most ({MOST_SEEDS})")
     add("--results", type=path, default=RESULTS, help="folder that run folders are written to (results)")
     add("--seconds", type=real(0, 1e9, above=True), help="stop cleanly after this long (never)")
-    add("--list", action="store_true", help="print the commands instead of running them")
+    add("--list", action="store_true", help="print the commands that would be run next instead of running them")
     args = parser.parse_args(argv)
+    if args.until_decided and args.preset in PAPER_PRESETS:
+        parser.error(f"{args.preset} has no claims")
+    if args.max_seeds and not args.until_decided:
+        parser.error("--max-seeds: only with --until-decided")
+    if len(set(args.seed)) < len(args.seed):
+        parser.error("--seed: a value is given twice")
+    most = args.max_seeds or MOST_SEEDS
+    if args.until_decided and len(args.seed) > most:
+        parser.error(f"--seed: {len(args.seed)} seeds, which is more than --max-seeds {most}")
     chosen = args.preset, tuple(args.seed), args.results
-    listed = commands(*chosen)
+    stages: Iterator[Stage] = iter([("", commands(*chosen))])
+    if args.until_decided:
+        further = (seed for seed in itertools.count() if seed not in args.seed)
+        seeds = [*args.seed, *itertools.islice(further, most - len(args.seed))]
+        stages = until_decided(args.preset, seeds, args.results)
     if args.list:
-        print(*listed, sep="\n")
+        said, listed = next(stages)
+        print(*(listed or [said]), sep="\n")
         return 0
     sys.path.insert(0, str(ROOT))
     # A script in training takes SIGTERM as the wish to save and stop; between two of them it ends the list.
@@ -87,14 +162,8 @@ def main(argv: list[str]) -> int:
     if args.seconds:
         alarm.start()
     start = time.monotonic()
-    status = 0
     try:
-        for number, command in enumerate(listed, start=1):
-            print(f"[{number}/{len(listed)}] {command}", flush=True)
-            if " surface " in command and (missing := without_weights(*chosen)):
-                print(f"left out: {missing[0]} is complete, but its checkpoint is not here", flush=True)
-            elif status := run(command):
-                break
+        status = run_all(stages, lambda: without_weights(*chosen))
     except SystemExit:
         status = STOPPED
     alarm.cancel()

@@ -34,6 +34,18 @@ def results():
         yield folder
 
 
+@pytest.fixture
+def trainer(monkeypatch):
+    """What the commands of `reproduce` go to instead of a training."""
+    from pretended import Trainer
+
+    from cifar_lab import reproduce
+
+    trainer = Trainer()
+    monkeypatch.setattr(reproduce, "run", trainer.run)
+    return trainer
+
+
 @pytest.fixture(scope="module")
 def workers():
     """Processes that have loaded PyTorch, from which trainings are forked."""

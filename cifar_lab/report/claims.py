@@ -42,6 +42,14 @@ class Measure:
     events: bool = False  # counts events, of which the claim needs `FEWEST_EVENTS`
     possible: tuple[float, float] = ANY  # values that it can have; its interval is cut there
 
+    @property
+    def side_on_scale(self) -> tuple[float, float] | None:
+        """`side` in the logarithm for a ratio."""
+        if self.side is None or self.scale != "ratio":
+            return self.side
+        low, high = (math.log(end) if 0 < end < math.inf else math.copysign(math.inf, end) for end in self.side)
+        return low, high
+
 
 @dataclass(frozen=True)
 class Plan:

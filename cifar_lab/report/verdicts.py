@@ -30,7 +30,7 @@ from cifar_lab.measures.statistics import (
     which_side,
 )
 from cifar_lab.report.claims import CLAIMS, FEWEST_EVENTS, Claim, Measure, Plan
-from cifar_lab.run_folder.reader import Run, read_runs, report_runs
+from cifar_lab.run_folder.reader import Run, own_runs, report_runs
 
 SUPPORTED, REVERSED, UNDECIDED = "supported", "reversed", "undecided"
 DEPENDS, DIVERGED, NOT_RUN = "depends on the definition", "diverged", "not run"
@@ -80,10 +80,7 @@ class Estimate:
     @property
     def p(self) -> tuple[float, float]:
         """One-sided p-values for the claim's side and for the other."""
-        side = self.measure.side
-        if self.measure.scale == "ratio":
-            side = tuple(math.log(end) if 0 < end < math.inf else math.copysign(math.inf, end) for end in side)
-        return sides(self._used, side, exact=self.measure.scale in ("share", "sign"))
+        return sides(self._used, self.measure.side_on_scale, exact=self.measure.scale in ("share", "sign"))
 
     @property
     def sign(self) -> str:
@@ -154,8 +151,7 @@ def open_claims(results: str | Path, preset: str) -> list[Verdict]:
 
     Those that are not run are among them. A claim that the preset cannot decide is not, nor is one with ten seeds.
     """
-    runs = [run for run in read_runs(results, preset)[0] if not run.published]
-    return [verdict for verdict in judge_all(runs, preset, results) if verdict.open]
+    return [verdict for verdict in judge_all(own_runs(results, preset), preset, results) if verdict.open]
 
 
 def decide(weighed: Sequence[Verdict]) -> list[Verdict]:
@@ -192,7 +188,7 @@ def weigh(
     }
     wanted = set.union(*(set(complete[name]) for name in claim.runs))
     paired = sorted(set.intersection(*(set(complete[name]) for name in claim.runs)))
-    reason = claim.regime(preset, [_plan(name, preset, complete[name].values()) for name in claim.runs])
+    reason = claim.regime(preset, [plan_of(name, preset, complete[name].values()) for name in claim.runs])
     if reason:
         notes.append(f"cannot be decided here: {reason}")
     if not paired:
@@ -284,7 +280,7 @@ def _image_note(claim: Claim, a: str, b: str, pairs: Sequence[tuple[Run, Run]]) 
     return [f"last epoch, {a} minus {b}: {mean:+z.2f} points [{low:+z.2f}, {high:+z.2f}] over test images"]
 
 
-def _plan(name: str, preset: str, runs: Iterable[Run]) -> Plan:
+def plan_of(name: str, preset: str, runs: Iterable[Run]) -> Plan:
     """The shortest of a run's plans over the seeds; the preset's if there is none."""
     plans = [Plan(run.config, run.epochs_planned, run.steps_planned) for run in runs]
     if plans:

@@ -175,6 +175,11 @@ def read_runs(root: str | Path, preset: str) -> tuple[list[Run], list[RunFileErr
     return runs, errors
 
 
+def own_runs(root: str | Path, preset: str) -> list[Run]:
+    """The preset's runs that did not come with the repository, without those that cannot be read."""
+    return [run for run in read_runs(root, preset)[0] if not run.published]
+
+
 def report_runs(runs: Sequence[Run], preset: str) -> dict[str, dict[int, Run]]:
     """Those of the report's runs that are among `runs`: by their name in `experiments.RUNS`, then by seed."""
     by_place = {run.place: run for run in runs if run.preset == preset}
