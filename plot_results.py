@@ -7,9 +7,10 @@
     python plot_results.py results/ --to tensorboard logs/                 what tensorboard --logdir logs/ shows
 
 For each preset found there, or among the published runs in results/published/: results/<preset>/figures/ (PNG and SVG),
-report.md, which shows everything, and verdicts.csv. Every set of runs that differ in one setting has a figure, every
-set that differs in nothing but the learning rate a band; those of the report's list have fixed names, and what lacks
-runs is listed with the command that trains them. Runs may still be training.
+report.md, which shows everything, verdicts.csv, and the effects of switches whose runs are there, switches-<claim>.csv.
+Every set of runs that differ in one setting has a figure, every set that differs in nothing but the learning rate a
+band; those of the report's list have fixed names, and what lacks runs is listed with the command that trains them. Runs
+may still be training.
 """
 
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 from cifar_lab.figures import curves, kinds, sets
 from cifar_lab.figures.style import Figures
 from cifar_lab.project import RESULTS
-from cifar_lab.report import page, table, verdict_tables, verdicts
+from cifar_lab.report import page, screening, screening_tables, table, verdict_tables, verdicts
 from cifar_lab.run_folder import files, tensorboard
 from cifar_lab.run_folder.reader import (
     Run,
@@ -115,7 +116,13 @@ def of_runs(runs: Sequence[Run], args: Namespace) -> int:
 def plot_preset(results: Path, preset: str, runs: Sequence[Run], errors: Sequence[RunFileError]) -> list[RunFileError]:
     """Draws and writes everything of a preset, and says so; returns the files besides `errors` that are unreadable."""
     folder = results / preset
+    own = [run for run in runs if not run.published]
+    others = len(own) - sum(map(len, report_runs(own, preset).values()))
+    screened, begun = screening.screen_all(own, preset) if others and preset not in PAPER_PRESETS else ([], [])
+    for of_claim in screened:
+        files.write_text(folder / f"switches-{of_claim.claim.id}.csv", screening_tables.to_csv(of_claim))
     figures = kinds.draw(kinds.ALL, results, preset, runs)
+    figures.missing += [(f"switches of {claim.id}", screening.command(claim, preset, results)) for claim in begun]
     found_while_drawing = list(figures.errors)
     figures.errors[:0] = errors
     judged = {} if preset in PAPER_PRESETS else verdicts.judge_sources(runs, preset, results)
@@ -123,10 +130,8 @@ def plot_preset(results: Path, preset: str, runs: Sequence[Run], errors: Sequenc
     if not kinds.begun(runs, preset):  # of claims without runs the list of what is missing has one line
         shown = {source: [v for v in of if source or v.estimates] for source, of in judged.items()}
         shown = {source: of for source, of in shown.items() if of}
-    files.write_text(folder / "report.md", page.report_text(preset, runs, figures, shown))
+    files.write_text(folder / "report.md", page.report_text(preset, runs, figures, shown, screened))
     print(f"{folder}: {len(runs)} runs, {len(figures.drawn)} figures in {folder / 'figures'}, {folder / 'report.md'}")
-    own = [run for run in runs if not run.published]
-    others = len(own) - sum(map(len, report_runs(own, preset).values()))
     if others:
         print(f"  {others} with other settings than the preset's: not in the report's figures and verdicts")
     for name, command in figures.missing:
@@ -136,6 +141,8 @@ def plot_preset(results: Path, preset: str, runs: Sequence[Run], errors: Sequenc
     for source, of_source in shown.items():
         print(f"verdicts at the preset {preset}{source and ' from the '}{source} (mean over the seeds, 95% interval):")
         print(verdict_tables.to_text(of_source))
+    for of_claim in screened:
+        print(screening_tables.to_text(of_claim))
     return found_while_drawing
 
 

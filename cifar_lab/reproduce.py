@@ -4,6 +4,7 @@
     python -m cifar_lab.reproduce report --seconds 1500      # stops cleanly in time; the same command continues
     python -m cifar_lab.reproduce report --list
     python -m cifar_lab.reproduce quick --until-decided      # a seed at a time, only what open claims need
+    python -m cifar_lab.reproduce quick --switches residual  # what else the effect of a claim may come from
 
 A run that is complete is left out, one that was interrupted continues: the list can be stopped and started again at
 will, also on another machine to which the results folder was moved. A command that fails ends the list, and what is
@@ -23,8 +24,11 @@ from pathlib import Path
 from cifar_lab.experiments import experiments, experiments_of, folder_of
 from cifar_lab.measures.statistics import FEWEST_SEEDS, MOST_SEEDS
 from cifar_lab.project import RESULTS, ROOT
+from cifar_lab.report.claims import CLAIMS, Claim
+from cifar_lab.report.screening import Design
 from cifar_lab.report.verdicts import Verdict, open_claims
 from cifar_lab.run_folder.checkpoint import NEWEST
+from cifar_lab.run_folder.reader import own_runs
 from cifar_lab.run_folder.schema import RunFileError, read_summary, trained_to
 from cifar_lab.settings import ALL_PRESETS, LARGEST_SEED, PAPER_PRESETS, Parser, choice, integer, path, real
 
@@ -122,21 +126,42 @@ def _trained(folder: Path, epochs: int) -> bool:
         return False
 
 
+def screening_design(claim: Claim, preset: str, seeds: Sequence[int], results: str) -> Iterator[Stage]:
+    """The rows of a claim's design over the switches, then each switch alone that the design says flips the sign."""
+    design = Design(claim, own_runs(results, preset), preset)
+    names = ", ".join(switch.name for switch in design.switches)
+    if listed := design.commands(design.rows, seeds, results):
+        yield f"{claim.id}: a 12-run design over {len(design.switches)} switches ({names})", listed
+    design = Design(claim, own_runs(results, preset), preset)
+    screening = design.screen()
+    if screening is None:
+        yield f"{claim.id}: no effects, as in no seed every row has a finite value", []
+        return
+    flips = [effect.switch for effect in screening.effects if effect.flips]
+    if listed := design.commands([(switch,) for switch in flips], screening.seeds, results):
+        yield f"{claim.id}: what flips the sign, alone: {', '.join(switch.name for switch in flips)}", listed
+    yield f"{claim.id}: the design is complete", []
+
+
 def main(argv: list[str]) -> int:
     parser = Parser("python -m cifar_lab.reproduce", __doc__)
     add = parser.add_argument
+    ids = [claim.id for claim in CLAIMS]
     add("preset", type=choice(*ALL_PRESETS), help=", ".join(ALL_PRESETS))
     add("--seed", type=integer(0, LARGEST_SEED), nargs="+", default=[0], help="seeds of every run (0)")
     add(
         "--until-decided", action="store_true", help="train only what claims need, a seed at a time, until none is open"
     )
     add("--max-seeds", type=integer(FEWEST_SEEDS, MOST_SEEDS), help=f"of --until-decided, at most ({MOST_SEEDS})")
+    add("--switches", type=choice(*ids), metavar="CLAIM", help=f"train a screening design of a claim: {', '.join(ids)}")
     add("--results", type=path, default=RESULTS, help="folder that run folders are written to (results)")
     add("--seconds", type=real(0, 1e9, above=True), help="stop cleanly after this long (never)")
     add("--list", action="store_true", help="print the commands that would be run next instead of running them")
     args = parser.parse_args(argv)
-    if args.until_decided and args.preset in PAPER_PRESETS:
+    if (args.until_decided or args.switches) and args.preset in PAPER_PRESETS:
         parser.error(f"{args.preset} has no claims")
+    if args.until_decided and args.switches:
+        parser.error("--switches: not with --until-decided")
     if args.max_seeds and not args.until_decided:
         parser.error("--max-seeds: only with --until-decided")
     if len(set(args.seed)) < len(args.seed):
@@ -150,6 +175,8 @@ def main(argv: list[str]) -> int:
         further = (seed for seed in itertools.count() if seed not in args.seed)
         seeds = [*args.seed, *itertools.islice(further, most - len(args.seed))]
         stages = until_decided(args.preset, seeds, args.results)
+    elif args.switches:
+        stages = screening_design(CLAIMS[ids.index(args.switches)], *chosen)
     if args.list:
         said, listed = next(stages)
         print(*(listed or [said]), sep="\n")

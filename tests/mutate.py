@@ -45,7 +45,11 @@ TABLE = (
     ("measures", "cifar_lab/measures/surface.py cifar_lab/measures/evaluation.py", "tests/test_surface.py"),
     ("verdicts", "cifar_lab/report/claims.py cifar_lab/report/effects.py cifar_lab/report/verdicts.py",
      "tests/test_claims.py tests/test_verdicts.py"),
-    ("plan", "cifar_lab/training/plan.py", "tests/test_random_streams.py tests/test_augment.py"),
+    ("verdicts", "cifar_lab/measures/screening.py cifar_lab/report/screening.py cifar_lab/report/screening_tables.py"
+     " cifar_lab/switches.py",
+     "tests/test_screening.py tests/test_switches.py"),
+    ("plan", "cifar_lab/training/plan.py",
+     "tests/test_random_streams.py tests/test_augment.py tests/test_switches.py"),
     ("augmentation", "cifar_lab/training/augment.py", "tests/test_augment.py tests/test_random_streams.py"),
     ("optimizers", "cifar_lab/optimizers.py", "tests/test_optimizers.py tests/test_layout.py tests/test_figures.py"),
     ("networks", "MyVGG.py MyFramework.py cifar_lab/networks.py",

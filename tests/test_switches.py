@@ -12,9 +12,10 @@ from torch import nn
 
 import MyFramework
 import MyVGG
-from cifar_lab.networks import StepDropout, build
+from cifar_lab.networks import NETWORKS, StepDropout, build
 from cifar_lab.optimizers import build_optimizer
 from cifar_lab.settings import RunConfig
+from cifar_lab.switches import SWITCHES
 from cifar_lab.training.plan import epoch_plan, seed_of
 from cifar_lab.width import parameter_groups
 
@@ -173,3 +174,14 @@ def test_training_without_dropout_is_that_of_a_network_without_the_layer(synthet
     assert [path.name for path in without.values()] == [
         "adam-lr1e-4-wd1e-4-seed0-width0.03-batch2-train4-test2-dropout0"
     ]
+
+
+def test_networks_have_the_options_that_the_switches_set():
+    for switch in SWITCHES:
+        if switch.networks:
+            report = ("vgg_a", "vgg_a_bn", "inception", "inception_res")
+            assert switch.networks == tuple(name for name in report if switch.setting in NETWORKS[name].options)
+            (default,) = {NETWORKS[name].options[switch.setting].default for name in switch.networks}
+        else:
+            default = getattr(RunConfig, switch.setting)
+        assert default == switch.levels[0] != switch.levels[1]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from cifar_lab.figures.style import Figures, seeds_text
-from cifar_lab.report import verdict_tables, verdicts
+from cifar_lab.report import screening, screening_tables, verdict_tables, verdicts
 from cifar_lab.run_folder.reader import Run, report_runs
 
 VERDICTS_ARE_READ = """\
@@ -21,9 +21,10 @@ are training time; the time of runs trained in lockstep is shared among them."""
 
 
 def report_text(
-    preset: str, runs: Sequence[Run], figures: Figures, judged: Mapping[str, Sequence[verdicts.Verdict]]
-) -> str:
-    """The content of report.md: machine, verdicts, figures, runs, and what is missing.
+    preset: str, runs: Sequence[Run], figures: Figures, judged: Mapping[str, Sequence[verdicts.Verdict]],
+    screened: Sequence[screening.Screening] = (),
+) -> str:  # fmt: skip
+    """The content of report.md: machine, verdicts, effects of switches, figures, runs, and what is missing.
 
     judged: verdicts by what the runs behind them are called; "" for the user's own.
     """
@@ -32,6 +33,10 @@ def report_text(
         parts += [f"## Verdicts{source and ' from the '}{source}", verdict_tables.to_markdown(of_source)]
     if judged:
         parts += [VERDICTS_ARE_READ, "The same numbers and each seed's: [verdicts.csv](verdicts.csv)."]
+    for of_claim in screened:
+        parts += [f"## Switches of `{of_claim.claim.id}`", screening_tables.to_markdown(of_claim)]
+    if screened:
+        parts.append(screening_tables.ARE_READ)
     parts.append("## Figures")
     for stem, caption in figures.drawn:
         image = f"figures/{stem.name}"

@@ -1,0 +1,60 @@
+"""The figure of a screening design: the effect of each switch, from `<results>/<preset>/switches-*.csv`."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from cifar_lab.figures.style import OTHER_COLOURS, Figures, plt, small_print, wrapped
+from cifar_lab.run_folder.reader import Run
+from cifar_lab.run_folder.schema import RunFileError
+
+FLIPS = OTHER_COLOURS[0]  # of a switch that flips the sign
+
+
+def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) -> None:
+    """A figure for each claim whose design is complete."""
+    for file in sorted((results / preset).glob("switches-*.csv")):
+        try:
+            with open(file, encoding="utf-8", newline="") as lines:
+                rows = list(csv.DictReader(lines, strict=True))
+            figure, caption = _draw(rows, preset)
+        except OSError as error:
+            figures.errors.append(RunFileError(file, error.strerror or "cannot be read"))
+        except (csv.Error, KeyError, IndexError, TypeError, ValueError) as error:
+            figures.errors.append(RunFileError(file, f"not a table of switches ({error})"))
+        else:
+            figures.add(figure, results / preset / "figures" / file.stem, caption)
+
+
+def _draw(rows: list[dict[str, str]], preset: str):
+    """Horizontal intervals, the largest effect on top; figure and caption."""
+    rows = sorted(rows, key=lambda row: abs(float(row["effect"])))
+    first = rows[-1]
+    unit = f" ({first['unit']})" if first["unit"] else ""
+    bars = [(float(row["effect"]), float(row["low"] or "nan"), float(row["high"] or "nan")) for row in rows]
+    largest = max(abs(x) for bar in bars for x in bar if not math.isnan(x))
+    limits = [float(limit) for limit in first["changes side at"].split()]
+    limits = [limit for limit in limits if abs(limit) < 2 * largest]  # others would leave no room for the intervals
+    figure, axes = plt.subplots(figsize=(8.0, 1.8 + 0.4 * len(rows)))
+    axes.axvline(0, color="0.6", linewidth=0.8)
+    for limit in limits:
+        axes.axvline(limit, color="black", linewidth=1.0, linestyle=":")
+    labels = []
+    for y, (row, (effect, low, high)) in enumerate(zip(rows, bars, strict=True)):
+        flips = row["sign"] != "same"
+        labels.append(f"{row['switch']}\n({row['sign']})" if flips else row["switch"])
+        colour = FLIPS if flips else "0.35"
+        axes.plot([low, high], [y, y], color=colour, linewidth=2)
+        axes.plot(effect, y, "o", color=colour)
+    axes.set(xlabel=wrapped(f"effect on the {first['measure']}{unit}", 70), ylim=(-0.6, len(rows) - 0.4))
+    axes.set_yticks(range(len(rows)), labels)
+    figure.suptitle(f'{first["claim"]}: effects of the switches on "{first["the report says"]}"', fontsize=11)
+    value = float(first["with the preset's settings"])
+    note = (
+        f"preset {preset}, seed {first['seeds']}: main effects of a 12-run design, 95% intervals "
+        f"({first['degrees of freedom']} degrees of freedom); with the preset's settings {value:+.3g}; dotted, if "
+        "near: the effect at which that changes sides"
+    )
+    small_print(figure, wrapped(f"{note}; {first['notes']}" if first["notes"] else note, 130))
+    return figure, f"Effects of the switches on the claim {first['claim']}: {first['measure']}"
