@@ -1,5 +1,6 @@
 """What several test modules share."""
 
+import signal
 from pathlib import Path
 from unittest import mock
 
@@ -10,6 +11,9 @@ import pytest
 from synthetic import write_synthetic
 
 from cifar_lab.training import device
+
+# Shells have background commands ignore it, and what they start inherits that: tests could interrupt nothing.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
