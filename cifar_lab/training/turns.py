@@ -4,7 +4,7 @@ A parallel operation ends when the last of its threads does. If two programs hav
 thread that is woken waits in the scheduler's queue for milliseconds, at each of some hundred operations of a step, and
 both train a hundredth as fast as one alone; wide networks side by side, with a thread each, lose half of their speed.
 Numbers: bench/README.md. So trainings that have more threads together than there are cores compute one at a time, for a
-fifth of a second or five steps each. A training of one thread waits for nobody and takes no turns.
+fifth of a second or some steps each. A training of one thread waits for nobody and takes no turns.
 
 Each training holds a lock on a file that says how many threads it has, in a folder of the user's among the temporary
 files; the system lets go of the locks of a process that has ended.
@@ -24,7 +24,7 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None
 
-SLICE, STEPS = 0.2, 5  # seconds and steps of a turn, whichever is longer
+SLICE, STEPS = 0.2, 5  # seconds of a turn, and steps after its first one, whichever takes longer
 PATIENCE, APART = 10.0, 60.0  # seconds of waiting, after which a training goes on without turns for so many seconds:
 # whoever has the turn may have been stopped
 POLL = 0.002  # seconds
@@ -42,6 +42,7 @@ class Turns:
         self._steps = STEPS
         if threads < 2 or fcntl is None:
             return
+        self._cores = allowed_cores()
         self._folder = folder or Path(tempfile.gettempdir()) / f"cifar_lab-{os.getuid()}"
         with contextlib.suppress(OSError):
             self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -65,9 +66,10 @@ class Turns:
         if self._own is None or self._steps <= STEPS or time.monotonic() < self._until:
             return
         self._steps, patient = 0, True
+        if self._has_turn:
+            finish()  # outside of what follows, so that its errors reach the caller
         with contextlib.suppress(OSError):
             if self._has_turn:
-                finish()
                 fcntl.flock(self._turn, fcntl.LOCK_UN)
                 self._has_turn = False
             if self._crowded():
@@ -87,7 +89,7 @@ class Turns:
                 path.unlink(missing_ok=True)  # its process has ended
             else:
                 threads += int(path.stem.rsplit("-", 1)[1])
-        return threads > allowed_cores()
+        return threads > self._cores
 
     def close(self) -> None:
         """Ends the part that this training takes."""
