@@ -42,8 +42,8 @@ class Bench:
 
     def _parse(self, width: float, chosen: slice):
         return ours.parse(ours.command(
-            self.model, chosen, "--width", width, "--device", self.device.torch.type, "--batch-size", BATCH,
-            "--train-size", self.images, "--test-size", 2,
+            self.model, chosen, "--width", width, "--device", self.device.torch.type,
+            "--precision", self.device.precision, "--batch-size", BATCH, "--train-size", self.images, "--test-size", 2,
         ))  # fmt: skip
 
     def _loader(self):
@@ -166,6 +166,7 @@ def measure(args: Namespace, argv: list[str], device: Device, each: Callable[[di
         cases = sum(len(w) for _, w in todo[place:])
         allotted = max(1.0, (args.seconds - (time.monotonic() - start)) * len(widths) / cases)
         own = ["--worker", "--models", model, "--widths", *map(str, widths), "--seconds", str(allotted)]
+        own += ["--precision", device.precision]
         if error := program.run_worker("bench.bench", [*argv, *own], 3 * allotted + 120, each):
             each({"model": model, "width": widths[0], "round": 0, "mode": "failed", "error": error})
 

@@ -11,6 +11,7 @@ bench/results/<device>-commands.md and .json after every round.
 """
 
 import csv
+import json
 import os
 import shlex
 import signal
@@ -61,6 +62,11 @@ class Command:
                 columns.append([float(row["train_seconds"]) for row in csv.DictReader(file) if row["train_seconds"]])
         return [sum(each) for each in zip(*columns, strict=False)]
 
+    def precision(self) -> str:
+        """What it trains in: without a flag each command decides for itself."""
+        config = next(Path(self._folder.name).rglob("config.json"))
+        return json.loads(config.read_text(encoding="utf-8"))["environment"]["precision"]
+
     def reach(self, epochs: int) -> None:
         """Waits until some epochs are logged, but not too long. Raises RuntimeError if the command has ended."""
         end = time.monotonic() + PATIENCE
@@ -91,7 +97,7 @@ def _plain_environment() -> dict[str, str]:
 
 
 def measure(args: Namespace, checkout: Path, env: dict[str, str], model: str, width: float, mode: str, beside: str):
-    """Images per second of a command beside something, of each of two beside another, and its peak memory in bytes."""
+    """Images/s of a command beside something, of each of two beside another; its precision, its peak in bytes."""
     chosen = MODES[mode]
     words = ours.command(model, chosen, "--width", width, "--batch-size", 100, *args.flags)
     runs, images = chosen.stop - chosen.start, IMAGES[width]
@@ -107,7 +113,7 @@ def measure(args: Namespace, checkout: Path, env: dict[str, str], model: str, wi
         for command, before in zip(commands, first, strict=True):
             command.reach(before + 1)
         rates = [command.rate(before, runs) for command, before in zip(commands, first, strict=True)]
-        return rates, commands[0].stop()
+        return rates, commands[0].precision(), commands[0].stop()
     finally:
         for command in commands:
             command.stop()
@@ -146,6 +152,7 @@ def summary(records: list[dict]) -> list[dict]:
 
         rows.append({
             "model": model, "width": width, "mode": mode, "beside": beside, "variant": variant,
+            "precision": " ".join(sorted({r["precision"] for r in own if r})),
             "images_per_second": timing.spread([min(r["rates"]) for r in own if r]),
             "this_to_it": ratios(first, own), "to_alone": ratios(own, alone),
             "share_of_matmul_rate": timing.spread([
@@ -159,11 +166,12 @@ def summary(records: list[dict]) -> list[dict]:
 def markdown(about: dict, rows: list[dict]) -> str:
     """The table, with what it was measured on."""
     columns = (
-        "network", "width", "runs", "beside", "variant", "images/s", "this / it", "to alone", "matmul %", "peak MiB",
+        "network", "width", "runs", "beside", "variant", "precision", "images/s", "this / it",
+        "to alone", "matmul %", "peak MiB",
     )  # fmt: skip
     table = [
         (
-            r["model"], f"{r['width']:g}", r["mode"], r["beside"], r["variant"],
+            r["model"], f"{r['width']:g}", r["mode"], r["beside"], r["variant"], r["precision"],
             output.shown(r["images_per_second"], ",.0f"), output.shown(r["this_to_it"], ".2f"),
             output.shown(r["to_alone"], ".2f"), output.shown(r["share_of_matmul_rate"], ".0f", 100),
             f"{r['peak_bytes'] / 2**20:.0f}",
@@ -215,10 +223,10 @@ def main(argv: list[str]) -> int:
                 for mode in args.modes:
                     for beside in args.beside:
                         for name, (checkout, env) in named.items():
-                            rates, peak = measure(args, checkout, env, model, width, mode, beside)
+                            rates, precision, peak = measure(args, checkout, env, model, width, mode, beside)
                             records.append({
                                 "round": number, "model": model, "width": width, "mode": mode, "beside": beside,
-                                "variant": name, "rates": rates, "peak_bytes": peak,
+                                "variant": name, "rates": rates, "precision": precision, "peak_bytes": peak,
                                 "flops_per_training_image": flops(model, width), "matmul_flops_per_second": rate,
                             })  # fmt: skip
                             shown = ", ".join(f"{rate:,.0f}" for rate in rates)

@@ -21,7 +21,7 @@ from cifar_lab.settings import choice, integer, real
 def shares(model: str, args: Namespace, data: Cifar10) -> list[tuple[str, float, float]]:
     """Operator, its share of the time of all operators (0 to 1) and its calls per step, the largest share first."""
     module, settings = ours.parse(ours.command(
-        model, ours.ALONE, "--width", args.width, "--device", args.device, "--train-size", len(data.train_images),
+        model, ours.ALONE, "--width", args.width, *program.where(args), "--train-size", len(data.train_images),
         "--no-cuda-graph",
     ))  # fmt: skip
     with ours.lockstep(settings, data) as group:

@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.output import RESULTS
 from cifar_lab.data.cache import Cifar10, DataError, load
-from cifar_lab.settings import DEVICES, Parser, Settings, device_name, fail, path
+from cifar_lab.settings import DEVICES, PRECISIONS, Parser, Settings, choice, device_name, fail, path
 from cifar_lab.training.device import Device, DeviceError, choose
 
 KEPT_LINES = 60  # of a part's output
@@ -30,17 +30,23 @@ def parser(module: str, description: str) -> Parser:
     p.set_defaults(prog=p.prog)
     add = p.add_argument
     add("--device", type=device_name, default="auto", help=", ".join(DEVICES))
+    add("--precision", type=choice(*PRECISIONS), default="auto", help=", ".join(PRECISIONS))
     add("--data-dir", type=path, help="folder of CIFAR-10 (default: $CIFAR10_DIR, else data/)")
     add("--made-up-data", action="store_true", help="random images of the same number and size instead")
     add("--output", type=Path, default=RESULTS, help="folder of the result files (bench/results)")
     return p
 
 
+def where(args: Namespace) -> list[str]:
+    """Device and precision, as flags of another program or of a training script."""
+    return ["--device", args.device, "--precision", args.precision]
+
+
 def shared_flags(args: Namespace) -> list[str]:
     """The flags that all of the programs have, as they were given, for another program."""
     data_dir = ["--data-dir", args.data_dir] if args.data_dir else []
     made_up = ["--made-up-data"] if args.made_up_data else []
-    return ["--device", args.device, "--output", str(args.output), *data_dir, *made_up]
+    return [*where(args), "--output", str(args.output), *data_dir, *made_up]
 
 
 def data_and_device(
@@ -52,7 +58,8 @@ def data_and_device(
     downloaded, and random images stand in for data that are not here, as `made_up_data` then says.
     """
     try:
-        device = choose(settings or Settings(device=args.device))
+        device = choose(settings or Settings(device=args.device, precision=args.precision))
+        args.precision = device.precision  # measured once, for all processes of a program
         if not args.made_up_data:
             return load(args.data_dir, download=required), device
     except DeviceError as error:

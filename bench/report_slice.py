@@ -37,7 +37,7 @@ def work(args: Namespace) -> None:
     """Trains one kind in this process; one JSON object on standard output."""
     experiment = list(kinds().values())[args.worker]
     # One epoch more than is trained: what ends a run happens once, not once per epoch.
-    own = [*shlex.split(args.flags), "--epochs", str(args.epochs + 1), "--device", args.device]
+    own = [*program.where(args), *shlex.split(args.flags), "--epochs", str(args.epochs + 1)]
     module, settings = ours.parse([*shlex.split(experiment.command())[1:], *own])
     data, device = program.data_and_device(args, settings)
     console = ours.Quiet()
@@ -120,14 +120,15 @@ def main(argv: list[str]) -> int:
     if args.worker is not None:
         work(args)
         return 0
-    _, settings = ours.parse(["MyVGG.py", *shlex.split(args.flags), "--device", args.device])
+    _, settings = ours.parse(["MyVGG.py", *program.where(args), *shlex.split(args.flags)])
     data, device = program.data_and_device(args, settings)
     about = output.described(device, data.name) | {"epochs": args.epochs, "flags": args.flags}
     measured: dict[tuple[str, int], dict] = {}
     start = time.monotonic()
     for number, (of_kind, experiment) in enumerate(kinds().items()):
         left = args.seconds - (time.monotonic() - start)
-        measured[of_kind] = m = measure(number, argv, left + 60) if left > 0 else {"error": "no time left"}
+        words = [*argv, *program.where(args)]
+        measured[of_kind] = m = measure(number, words, left + 60) if left > 0 else {"error": "no time left"}
         total = estimate(measured)
         content = {"about": about, "kinds": list(measured.values()), "make_report": total}
         output.write(args.output, f"{output.slug(device)}-report", content, markdown(about, measured, total))

@@ -30,7 +30,7 @@ LIMIT = 3600.0  # seconds for a part
 
 def _settings(args: Namespace, images: int, epochs: int) -> Settings:
     return ours.parse(ours.command(
-        "vgg_a_bn", ours.ALONE, "--width", args.width, "--device", args.device, "--train-size", images,
+        "vgg_a_bn", ours.ALONE, "--width", args.width, *program.where(args), "--train-size", images,
         "--test-size", 100, "--epochs", epochs,
     ))[1]  # fmt: skip
 
@@ -167,7 +167,7 @@ def main(argv: list[str]) -> int:
     measured: dict[str, dict] = {}
     for part in args.parts:
         measured[part] = {}
-        own = ["--worker", "--parts", part, "--epochs", str(epochs)]
+        own = ["--worker", "--parts", part, "--epochs", str(epochs), *program.where(args)]
         if error := program.run_worker("bench.scaling", [*argv, *own], LIMIT, measured[part].update):
             measured[part] = {"error": error}
         output.write(args.output, name, {"about": about, **measured}, markdown(about, measured))

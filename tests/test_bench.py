@@ -1,7 +1,6 @@
 """The benchmarks' pieces run and write their tables. Nothing here looks at how long anything takes."""
 
 import json
-from argparse import Namespace
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ from cifar_lab.data.cache import DataError
 from cifar_lab.experiments import EXPERIMENTS
 from cifar_lab.run_folder.reader import read_runs, report_runs
 from cifar_lab.settings import ALL_PRESETS, PRESETS
-from cifar_lab.training import group
+from cifar_lab.training import device, group
 
 ABOUT = {"device": "cpu: made up", "precision": "fp32", "torch": "2", "python": "3", "platform": "Linux",
          "commit": None, "data": "random images"}  # fmt: skip
@@ -124,6 +123,23 @@ def test_accuracy(monkeypatch, tmp_path, capsys):
     assert "width 0.03, train size 200" in text and text.count("(n = 2)") == 6
 
 
+@pytest.mark.parametrize("module", [bench, scaling, report_slice])
+@pytest.mark.parametrize("pays", [True, False])
+def test_all_processes_of_a_program_have_the_precision_that_its_header_names(module, pays, monkeypatch, tmp_path):
+    """A measurement decides it, and would decide it for each process anew."""
+    asked, headers = [], []
+    monkeypatch.setattr(device, "bf16_pays", lambda: pays)
+    monkeypatch.setattr(program, "run_worker", lambda name, argv, *_: asked.append(argv) or "not run")
+    monkeypatch.setattr(output, "header", lambda about: headers.append(about["precision"]) or "")
+    monkeypatch.setattr(program, "run", lambda words, *_: {"status": 0, "seconds": 0.0, "last_lines": []})
+    module.main(["--device", "cpu", "--output", str(tmp_path), *(["--no-scaling"] if module is bench else [])])
+    chosen = "bf16" if pays else "fp32"
+    assert set(headers) == {chosen} and asked
+    for argv in asked:
+        last = len(argv) - 1 - argv[::-1].index("--precision")
+        assert argv[last + 1] == chosen
+
+
 def test_difference_of_accuracies_by_hand():
     # Means 3 and 7, both variances 1, n = 3: the standard error is sqrt(2 / 3), t at 4 degrees of freedom 2.776.
     mean, half = accuracy.difference([2.0, 3.0, 4.0], [6.0, 7.0, 8.0])
@@ -135,7 +151,8 @@ def test_difference_of_accuracies_by_hand():
 
 
 def test_scaling():
-    args = Namespace(data_dir=None, made_up_data=False, images=160, width=0.03, epochs=1, device="cpu", memory_epochs=2)
+    args = program.parser("bench.scaling", "").parse_args(["--device", "cpu"])
+    args.images, args.width, args.epochs, args.memory_epochs = 160, 0.03, 1, 2
     measured = {"epochs": scaling.epoch_times(args), "memory": scaling.memory(args), "start": {"error": "left out"}}
     assert [row["images"] for row in measured["epochs"]["rows"]] == [20, 40, 80, 160]
     assert [row["epoch"] for row in measured["memory"]["rows"]] == [1, 2]

@@ -187,7 +187,7 @@ def test_bf16_needs_hardware_and_a_faster_convolution(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_bf16": False, "avx2": True})
     assert not has_bf16()
     bf16_pays.cache_clear()
-    assert not bf16_pays(1, 0.01)
+    assert not bf16_pays(0.01)
     for name in ("avx512_bf16", "amx_bf16", "bf16"):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {name: True})
         assert has_bf16()
@@ -197,7 +197,7 @@ def test_bf16_needs_hardware_and_a_faster_convolution(monkeypatch):
         monkeypatch.setattr(device.time, "perf_counter", clock)
         monkeypatch.setattr(device.F, "conv2d", clock.convolution)
         bf16_pays.cache_clear()
-        assert bf16_pays(1) is pays
+        assert bf16_pays() is pays
     bf16_pays.cache_clear()
 
 
@@ -219,12 +219,12 @@ class Clock:
 @pytest.mark.parametrize("here, elsewhere", [("bf16", "fp32"), ("fp32", "bf16")])
 def test_auto_is_recorded_and_kept(here, elsewhere, synthetic_data, tmp_path, monkeypatch, capsys):
     sizes = {"width": 0.03, "batch_size": 50, "train_size": 100, "test_size": 50}
-    monkeypatch.setattr(device, "bf16_pays", lambda threads: here == "bf16")
+    monkeypatch.setattr(device, "bf16_pays", lambda: here == "bf16")
     (folder,) = run("MyVGG.py", synthetic_data, tmp_path, epochs=1, **sizes).values()
     assert f", {here}\n" in capsys.readouterr().out
     assert read_run(folder).settings["precision"] == here
     assert folder.name == "adam-lr1e-3-wd1e-4-seed0-width0.03-batch50-train100-test50"
-    monkeypatch.setattr(device, "bf16_pays", lambda threads: here != "bf16")
+    monkeypatch.setattr(device, "bf16_pays", lambda: here != "bf16")
     run("MyVGG.py", synthetic_data, tmp_path, epochs=2, **sizes)
     assert f", {here}\n" in capsys.readouterr().out
     assert len(table(folder / "epochs.csv")["epoch"]) == 2

@@ -127,7 +127,7 @@ def choose(settings: Settings, begun_in: str | None = None) -> Device:
     if kind == "cpu":
         _keep_freed_memory()
         if precision == "auto":
-            usual = begun_in or ("bf16" if bf16_pays(threads) else "fp32")
+            usual = begun_in or ("bf16" if bf16_pays() else "fp32")
         else:  # by what the processor has, so that the name of a folder does not depend on a measurement
             usual = "bf16" if has_bf16() else "fp32"
         note = openmp.complaint()
@@ -156,15 +156,17 @@ def has_bf16() -> bool:
 
 
 @functools.cache
-def bf16_pays(threads: int, seconds: float = 0.5) -> bool:
+def bf16_pays(seconds: float = 0.5) -> bool:
     """Whether this processor trains a convolution faster in bf16 than in fp32, measured within `seconds`.
 
     One in the middle of the networks: 3x3, 64 channels, on 32 images of 16 x 16, forward and backward, the casts of
-    the weights included. The best time of each counts: what else runs on a machine can only add to it. A tenth is
-    asked for, so that noise does not decide.
+    the weights included. The best time of each counts: what else runs on a machine can only add to it, and one thread
+    waits for no other. A tenth is asked for, so that noise does not decide.
     """
     if not has_bf16():
         return False
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     generator = torch.Generator()
     best = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
     weights = torch.randn(64, 64, 3, 3, generator=generator).requires_grad_()
@@ -178,6 +180,7 @@ def bf16_pays(threads: int, seconds: float = 0.5) -> bool:
             start = time.perf_counter()
             F.conv2d(given, weights.to(dtype), padding=1).sum().backward()
             best[dtype] = min(best[dtype], time.perf_counter() - start)
+    torch.set_num_threads(threads)
     return best[torch.bfloat16] < 0.9 * best[torch.float32]
 
 
