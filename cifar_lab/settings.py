@@ -146,7 +146,7 @@ class RunConfig:
 PRESETS: dict[str, dict] = {
     "report": {},
     "laptop": {"width": 0.25, "epochs": 42},
-    "quick": {"width": 0.125, "train_size": 10_000, "test_size": 2_000, "epochs": 8},
+    "quick": {"width": 0.125, "train_size": 10_000, "test_size": 2_000, "epochs": 9},
 }
 # The setting of Santurkar et al. (2018), section 3.2: VGG, plain SGD, learning rate 0.1, batch 128, 15,000 steps,
 # no augmentation.

@@ -65,13 +65,13 @@ def run(recipe: dict, model: str, optimizer: str, lr: float, **own) -> dict:
         ("python MyVGG.py", 200, run(RECIPE, "vgg_a", "adam", 1e-3)),
         ("python MyVGG.py --preset report", 200, run(RECIPE, "vgg_a", "adam", 1e-3)),
         ("python MyVGG.py --preset laptop", 42, run(LAPTOP, "vgg_a", "adam", 1e-3)),
-        ("python MyVGG.py --preset quick", 8, run(QUICK, "vgg_a", "adam", 1e-3)),
+        ("python MyVGG.py --preset quick", 9, run(QUICK, "vgg_a", "adam", 1e-3)),
         ("python MyVGG.py --preset paper", 39, run(PAPER, "vgg_a", "sgd", 0.1)),
         ("python MyVGG.py --preset paper-quick", 10, run(PAPER_QUICK, "vgg_a", "sgd", 0.1)),
         ("python MyFramework.py", 300, run(RECIPE, "inception_res", "adam", 1e-4)),
         ("python MyFramework.py --preset report", 300, run(RECIPE, "inception_res", "adam", 1e-4)),
         ("python MyFramework.py --preset laptop", 42, run(LAPTOP, "inception_res", "adam", 1e-4)),
-        ("python MyFramework.py --preset quick", 8, run(QUICK, "inception_res", "adam", 1e-4)),
+        ("python MyFramework.py --preset quick", 9, run(QUICK, "inception_res", "adam", 1e-4)),
     ],
 )
 def test_the_settings_of_a_preset(command, epochs, expected):
@@ -223,7 +223,7 @@ RUNS = {
     [
         ("report", EPOCHS, {}),
         ("laptop", (42,) * 6 + (4,) * 3, {"width": 0.25}),
-        ("quick", (8,) * 6 + (3,) * 3, {"width": 0.125, "train_size": 10_000, "test_size": 2_000}),
+        ("quick", (9,) * 6 + (3,) * 3, {"width": 0.125, "train_size": 10_000, "test_size": 2_000}),
     ],
 )
 def test_what_a_command_of_the_list_trains(place, preset, epochs, of_preset):
