@@ -23,6 +23,7 @@ INITS = ("he", "pytorch", "xavier")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
 LARGEST_SEED = 2**32 - 1
+MOST_EPOCHS = 1_000_000
 PUBLISHED = "published"  # in the results folder: results root of the runs that came with the repository
 SIZE = 32  # pixels, height and width of an image
 
@@ -111,7 +112,7 @@ def learning_rates(*default: float) -> Any:
 
 def epochs(default: int) -> Any:
     """The flag of the number of epochs, with a script's own default."""
-    return flag(default, "passes over the training images", integer(1, 1_000_000))
+    return flag(default, "passes over the training images", integer(1, MOST_EPOCHS))
 
 
 # --- The settings of one run -----------------------------------------------------------------------------------------
@@ -140,6 +141,11 @@ class RunConfig:
     precision: str = "auto"  # the same
     probe_every: int = 0  # steps between two probes of the landscape; 0: none
     options: Mapping[str, Any] = field(default_factory=dict)  # of this network, those that differ from their default
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps per epoch, the partial last batch included."""
+        return -(-self.train_size // self.batch_size)
 
 
 # A preset is a set of settings for one purpose; what is not in it has the script's default. Each flag overrides it.

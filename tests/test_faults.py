@@ -6,6 +6,7 @@ import pickle
 import random
 import shutil
 import subprocess
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -213,6 +214,183 @@ def test_damaged_checkpoint(kind, command, half, results):
     assert line.endswith(": checkpoint.previous.pt is used")
     assert not (folder / "executed").exists()
     assert (folder / checkpoint.UNUSABLE).read_bytes() == damaged
+
+
+def stranger(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    """Rewrites a checkpoint after a change to its content; the archive is whole."""
+
+    def damage(path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        change(state)
+        torch.save(state, path)
+
+    return damage
+
+
+def moments(state: dict, number: int = 0) -> dict:
+    """Adam's of a parameter."""
+    return state["optimizer"]["state"][number]
+
+
+def group(state: dict) -> dict:
+    return state["optimizer"]["param_groups"][0]
+
+
+def put(place: Callable[[dict], dict], key: object, value: object) -> Callable[[dict], None]:
+    """A change that replaces one entry; a function of the old one gives the new one."""
+
+    def change(state: dict) -> None:
+        place(state)[key] = value(place(state)[key]) if callable(value) else value
+
+    return change
+
+
+def itself(state: dict) -> dict:
+    return state
+
+
+def model(state: dict) -> dict:
+    return state["model"]
+
+
+def setting(state: dict) -> dict:
+    return state["config"]
+
+
+def optimizer(state: dict) -> dict:
+    return state["optimizer"]
+
+
+def with_first(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The same tensor with another first element."""
+    return lambda old: old.clone().index_put_((torch.tensor([0]),), torch.tensor(value, dtype=old.dtype))
+
+
+# What a whole archive may hold in place of what the run had written, and what is said of it. The network has
+# convolution, BatchNorm and a linear layer: parameters 0 to 5. The newest checkpoint has 4 steps behind it.
+STRANGE = {
+    "moment of three zeros": (put(moments, "exp_avg", torch.zeros(3)), "exp_avg is torch.float32 (3,) instead of"),
+    "moment one short": (put(moments, "exp_avg_sq", lambda x: x.flatten()[:-1]), "exp_avg_sq is torch.float32 (23,)"),
+    "moment of doubles": (put(moments, "exp_avg", torch.Tensor.double), "exp_avg is torch.float64"),
+    "moment without dimension": (put(moments, "exp_avg", torch.tensor(0.0)), "exp_avg is torch.float32 () instead of"),
+    "sparse moment": (put(moments, "exp_avg", lambda x: x.to_sparse()), "exp_avg is not a dense tensor"),
+    "moment without memory": (put(moments, "exp_avg", lambda x: x.to("meta")), "exp_avg is not a dense tensor"),
+    "moment as a list": (put(moments, "exp_avg", lambda x: x.tolist()), "exp_avg is not a dense tensor"),
+    "moment that is not finite": (put(moments, "exp_avg", with_first(torch.nan)), "exp_avg is not finite"),
+    "negative square": (put(moments, "exp_avg_sq", with_first(-1.0)), "exp_avg_sq is not within 0 and inf"),
+    "no moment": (lambda s: moments(s).pop("exp_avg_sq"), "optimizer state 0 has no exp_avg_sq"),
+    "moment too many": (put(moments, "max_exp_avg_sq", torch.zeros(2)), "has an unknown 'max_exp_avg_sq'"),
+    "no moments of one parameter": (lambda s: s["optimizer"]["state"].pop(5), "optimizer state 5 has no exp_avg"),
+    "moments of nobody": (put(lambda s: s["optimizer"]["state"], 6, {}), "not of this network's parameters"),
+    "empty optimizer": (put(optimizer, "state", {}), "optimizer state 0 has no exp_avg"),
+    "list for moments": (put(optimizer, "state", []), "optimizer state is not of this network's parameters"),
+    "negative counter": (put(moments, "step", torch.tensor(-3.0)), "step is not within 1 and 4"),
+    "counter that is not a number": (put(moments, "step", torch.tensor(torch.nan)), "step is not finite"),
+    "counter of later": (put(moments, "step", torch.tensor(5.0)), "step is not within 1 and 4"),
+    "half a step": (put(moments, "step", torch.tensor(1.5)), "step is not whole"),
+    "learning rate": (put(group, "lr", 0.5), "lr differs (0.5 instead of 0.0"),
+    "learning rate as a tensor": (put(group, "lr", torch.tensor(0.01)), "lr differs (Tensor instead of 0.0"),
+    "betas": (put(group, "betas", (0.5, 0.999)), "betas differs ((0.5, 0.999) instead of (0.9, 0.999))"),
+    "flag": (put(group, "amsgrad", True), "amsgrad differs (True instead of False)"),
+    "unknown setting": (put(group, "warp", 9), "has an unknown 'warp'"),
+    "order of parameters": (put(group, "params", [1, 0, 2, 3, 4, 5]), "params differs"),
+    "two groups": (put(optimizer, "param_groups", lambda x: x * 2), "optimizer has not 1 parameter groups"),
+    "list for a group": (put(optimizer, "param_groups", [[]]), "optimizer group 0 is not a dict"),
+    "list for the optimizer": (put(itself, "optimizer", []), "optimizer is not a dict"),
+    "list for the weights": (put(itself, "model", []), "model is not a dict"),
+    "weight of another shape": (put(model, "6.bias", torch.zeros(11)), "6.bias is torch.float32 (11,) instead of"),
+    "weight that is not finite": (put(model, "6.bias", with_first(torch.inf)), "6.bias is not finite"),
+    "weight missing": (lambda s: model(s).pop("6.bias"), "model has no 6.bias"),
+    "weight too many": (put(model, 7, torch.zeros(1)), "model has an unknown 7"),
+    "negative variance": (put(model, "2.running_var", with_first(-1.0)), "2.running_var is not within 0 and inf"),
+    "negative epochs": (put(itself, "epochs", -1), "epochs is not an integer from 0 to"),
+    "epochs as a number": (put(itself, "epochs", 1.0), "epochs is not an integer from 0 to"),
+    "true epochs": (put(itself, "epochs", True), "epochs is not an integer from 0 to"),
+    "negative step": (put(itself, "step", -1), "step is not an integer from 0 to 2"),
+    "step beyond the epoch": (put(itself, "step", 3), "step is not an integer from 0 to 2"),
+    "losses too many": (put(itself, "losses", torch.zeros(3)), "losses is torch.float32 (3,) instead of"),
+    "loss that is not finite": (put(itself, "losses", with_first(torch.nan)), "losses is not finite"),
+    "more right than images": (put(itself, "correct", torch.tensor([51, 0])), "correct is not within 0 and 50"),
+    "negative time": (put(itself, "train_seconds", -1.0), "train_seconds is not a number from 0 to"),
+    "time that is not a number": (put(itself, "epoch_seconds", float("nan")), "epoch_seconds is not a number"),
+    "endless time": (put(itself, "test_seconds", float("inf")), "test_seconds is not a number from 0 to"),
+    "time as a tensor": (put(itself, "train_seconds", torch.tensor(1.0)), "train_seconds is not a number from 0 to"),
+    "probes that stopped": (put(itself, "probes_stopped_at", 2), "probes_stopped_at is not a step that was probed"),
+    "more content": (put(itself, "extra", 1), "the checkpoint has an unknown 'extra'"),
+    "no counter": (lambda s: s.pop("step"), "the checkpoint has no step"),
+    "setting as a tensor": (put(setting, "lr", torch.ones(2)), "of a run with other settings (not plain values)"),
+    "list for the settings": (put(itself, "config", [1]), "config is not a dict"),
+    "another seed": (put(setting, "seed", 7), "of a run with other settings (seed 7 -> 0)"),
+    "fingerprint as a tensor": (put(itself, "fingerprint", torch.ones(2)), "of another network (fingerprint Tensor;"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_checkpoint_of_a_stranger(kind, command, half, results):
+    """Neither of them is used, and nothing is changed; the sound one before it is."""
+    change, reason = STRANGE[kind]
+    shutil.copytree(half, results, dirs_exist_ok=True)
+    folder = find_run_folders(results)[0]
+    shutil.copy(folder / checkpoint.NEWEST, folder / checkpoint.PREVIOUS)
+    stranger(change)(folder / checkpoint.NEWEST)
+    state = torch.load(folder / checkpoint.NEWEST, weights_only=True)
+    torch.save(state, folder / checkpoint.PREVIOUS)
+    before = snapshot(results)
+    ended = command.run(results)
+    assert ended.status == 2 and ended.err.count("\n") == 1, ended
+    assert f"{folder / checkpoint.NEWEST}: " in ended.err and reason in ended.err, ended.err
+    assert snapshot(results) == before
+
+
+def test_a_form_accepts_what_the_run_has_written(half):
+    """The table above would be worth nothing if sound checkpoints were refused too."""
+    assert len(STRANGE) > 50
+    for folder in find_run_folders(half):
+        with mock.patch.dict(NETWORKS):
+            with_small_network()
+            checkpoint.load_model(folder)
+
+
+@pytest.mark.parametrize("kind", ["moment of three zeros", "learning rate", "negative epochs", "another seed"])
+def test_the_checkpoint_before_a_stranger_is_used(kind, command, half, results):
+    shutil.copytree(half, results, dirs_exist_ok=True)
+    folder = find_run_folders(results)[0]
+    stranger(STRANGE[kind][0])(folder / checkpoint.NEWEST)
+    assert f"{STRANGE[kind][1]}" in command.goes_on(results)
+    assert (folder / checkpoint.UNUSABLE).exists()
+
+
+def test_an_optimizer_of_another_device(command, half, results):
+    """Flags of a GPU's optimizer, overlapping memory, and what a newer PyTorch adds and an older one lacks."""
+    shutil.copytree(half, results, dirs_exist_ok=True)
+
+    def change(state: dict) -> None:
+        group(state).update(capturable=True, foreach=True, fused=False)
+        group(state).pop("maximize")
+        for of in state["optimizer"]["state"].values():
+            of["exp_avg"] = of["exp_avg"].t().contiguous().t() if of["exp_avg"].dim() == 2 else of["exp_avg"]
+
+    for folder in find_run_folders(results):
+        stranger(change)(folder / checkpoint.NEWEST)
+    command.goes_on(results)
+
+
+def test_moments_in_overlapping_memory(command, half, results):
+    """Of zeros that share one number: each gets its own before it is written to."""
+    shutil.copytree(half, results, dirs_exist_ok=True)
+    shutil.copytree(half, results / "apart")
+
+    def zeros(make: Callable[[tuple], torch.Tensor]) -> Callable[[dict], None]:
+        return lambda state: [of.update(exp_avg=make(of["exp_avg"].shape)) for of in
+                              state["optimizer"]["state"].values()]  # fmt: skip
+
+    ends = []
+    for where, make in ((results, torch.zeros), (results / "apart", lambda shape: torch.zeros(1).expand(shape))):
+        for folder in find_run_folders(where):
+            stranger(zeros(make))(folder / checkpoint.NEWEST)
+        assert command.run(where).status == 0
+        ends.append(content(where))
+    assert differences(*ends) == []
 
 
 @pytest.mark.parametrize("kind", ["truncated", "other network", "executes"])

@@ -219,6 +219,8 @@ def test_a_run_is_not_cut_short_by_fewer_epochs(tmp_path, synthetic_data):
     (folder,) = (f.parent for f in tmp_path.rglob("config.json"))
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     state |= {"epochs": 2, "step": 1, "losses": torch.ones(1), "correct": torch.ones(1, dtype=torch.int64)}
+    for moments in state["optimizer"]["state"].values():
+        moments["step"].fill_(7)
     torch.save(state, folder / "checkpoint.pt")
     (folder / "summary.json").unlink()
     MyVGG.main([*argv, "1"])

@@ -418,7 +418,7 @@ def trained(results: Path, run: str, build=build) -> Path:
     state = dict.fromkeys(("epochs", "step"), 0) | dict.fromkeys(
         ("epoch_seconds", "train_seconds", "test_seconds"), 0.0
     )
-    state |= {"losses": torch.empty(0), "correct": torch.empty(0), "optimizer": {}}
+    state |= {"losses": torch.empty(0), "correct": torch.empty(0, dtype=torch.int64), "optimizer": {}}
     model = build(config)
     checkpoint.save(
         folder,

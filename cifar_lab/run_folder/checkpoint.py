@@ -10,7 +10,6 @@ import shlex
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +18,14 @@ from torch import nn
 
 from cifar_lab.networks import describe, find_network
 from cifar_lab.run_folder.files import write_whole
-from cifar_lab.run_folder.schema import completed, read_config
-from cifar_lab.settings import RunConfig, differing, training_root
+from cifar_lab.run_folder.schema import read_config
+from cifar_lab.run_folder.validation import Form
+from cifar_lab.settings import RunConfig, training_root
 
 NEWEST = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
 UNUSABLE = "checkpoint.unusable.pt"
-# What every checkpoint holds, with its type.
-CONTENT = {
-    "config": dict,
-    "fingerprint": str,  # of the network, `networks.describe`
-    "model": dict,
-    "optimizer": dict,
-    "epochs": int,  # whole epochs behind it
-    "step": int,  # steps of the next epoch behind it
-    "losses": torch.Tensor,  # (step,) float32, of that epoch
-    "correct": torch.Tensor,  # (step,) int64
-    "epoch_seconds": float,  # of that epoch
-    "train_seconds": float,  # of the whole epochs
-    "test_seconds": float,
-}
+LARGEST = 1 << 34  # bytes; of a run whose network is known: `Form.largest`
 
 
 class CheckpointError(Exception):
@@ -52,17 +39,21 @@ def save(folder: Path, state: dict) -> None:
     write_whole(folder / NEWEST, lambda file: file.write(content.getbuffer()), keep=folder / PREVIOUS)
 
 
-def read(path: Path) -> dict:
-    """The content of one checkpoint, on the CPU. Raises CheckpointError."""
+def read(path: Path, largest: int = LARGEST) -> Any:
+    """The content of one checkpoint of at most so many bytes, on the CPU; not validated. Raises CheckpointError."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no checkpoint") from None
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(part.file_size for part in archive.infolist()) > largest:
+                raise CheckpointError(f"{path}: its parts are larger than {largest:,} bytes")
             damaged = archive.testzip()  # compares the checksum of each part
         if damaged:
             raise CheckpointError(f"{path}: damaged ({damaged} does not match its checksum)")
         with warnings.catch_warnings(action="ignore"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no checkpoint") from None
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file can raise anything
@@ -70,58 +61,36 @@ def read(path: Path) -> dict:
         raise CheckpointError(
             f"{path}: not a whole checkpoint ({first[0][:160] if first else type(error).__name__})"
         ) from None
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: not a checkpoint of this project")
-    for key, kind in CONTENT.items():
-        if not isinstance(state.get(key), kind):
-            raise CheckpointError(f"{path}: not a checkpoint of this project (no {key})")
-    return state
 
 
-def check_settings(path: Path, state: dict, config: RunConfig) -> None:
-    """Raises CheckpointError if a checkpoint is of a run with other settings."""
-    if differ := differing(completed(state["config"]), asdict(config)):
-        raise CheckpointError(f"{path}: of a run with other settings ({', '.join(differ)})")
+def check(path: Path, state: Any, form: Form) -> None:
+    """Raises CheckpointError, naming the first difference, if a checkpoint is not of this form."""
+    if why := form.difference(state):
+        raise CheckpointError(f"{path}: {''.join(c if c.isprintable() else ' ' for c in why)[:500]}")
 
 
-def check_network(path: Path, state: dict, config: RunConfig, fingerprint: str) -> None:
-    """Raises CheckpointError if a checkpoint is of another network of that name."""
-    if state["fingerprint"] != fingerprint:
-        raise CheckpointError(
-            f"{path}: of another network (fingerprint {state['fingerprint'][:16]}; "
-            f"that of {config.model} is now {fingerprint})"
-        )
+def newest(folder: Path, form: Form) -> tuple[dict | None, list[str]]:
+    """The content of the newest checkpoint of a folder that is of this form, None if there is none.
 
-
-def check_architecture(path: Path, model: nn.Module, weights: dict) -> None:
-    """Raises CheckpointError if the weights are those of another network."""
-    own = model.state_dict()
-    for name in [*own, *weights]:
-        if name not in weights or name not in own:
-            raise CheckpointError(f"{path}: of another architecture ({name} is in only one of them)")
-        if getattr(weights[name], "shape", None) != own[name].shape:
-            raise CheckpointError(f"{path}: of another architecture (the shape of {name} differs)")
-
-
-def newest(folder: Path, use: Callable[[Path, dict], Any]) -> tuple[Any, list[str]]:
-    """What `use` returns for the newest checkpoint of a folder that can be used, None if there is none.
-
-    use: is given a checkpoint's path and content; raises CheckpointError if it is whole and yet not to be used.
     Returns also what is wrong with a newer one that was passed over. Raises CheckpointError if there are checkpoints
     and none can be used.
     """
     passed_over = []
-    for name in (NEWEST, PREVIOUS):
-        path = folder / name
-        if not path.exists():
-            continue
+    for path in _present(folder):
         try:
-            return use(path, read(path)), [f"{reason}: {name} is used" for reason in passed_over]
+            state = read(path, form.largest)
+            check(path, state, form)
+            return state, [f"{reason}: {path.name} is used" for reason in passed_over]
         except CheckpointError as error:
             passed_over.append(str(error))
     if passed_over:
         raise CheckpointError("; ".join(passed_over))
     return None, []
+
+
+def _present(folder: Path) -> list[Path]:
+    """The checkpoints that a folder has, the newest first."""
+    return [folder / name for name in (NEWEST, PREVIOUS) if (folder / name).exists()]
 
 
 def set_aside(folder: Path) -> None:
@@ -141,28 +110,23 @@ def load_model(
     content = read_config(folder)
     config = RunConfig(**content["settings"])
 
-    def use(path: Path, state: dict) -> tuple[nn.Module, dict]:
-        check_settings(path, state, config)
+    try:
+        if not _present(folder):
+            raise CheckpointError(f"{folder / NEWEST}: there is no checkpoint")
         try:
             model = find_network(config.model, content["network"]["script"], script).build(config)
-            fingerprint = describe(model).fingerprint
+            description = describe(model)
         except Exception as error:  # a user's network can raise anything
-            raise CheckpointError(f"{path}: its settings give no network ({error})") from None
-        check_network(path, state, config, fingerprint)
-        check_architecture(path, model, state["model"])
-        model.load_state_dict(state["model"])
-        return model.eval(), state
-
-    try:
-        found, passed_over = newest(folder, use)
-        if found is None:
-            raise CheckpointError(f"{folder / NEWEST}: there is no checkpoint")
+            raise CheckpointError(f"{folder}: its settings give no network ({error})") from None
+        # Its weights alone are used, whatever the optimizer's state.
+        state, passed_over = newest(folder, Form(config, description, model, optimizer=False))
     except CheckpointError as error:
         create = "" if (folder / NEWEST).exists() else f"; to create it, run: {training_command(folder, content)}"
         raise CheckpointError(f"{error}{create}") from None
     for reason in passed_over:
         warn(reason)
-    return found
+    model.load_state_dict(state["model"])
+    return model.eval(), state
 
 
 def training_command(folder: str | Path, config: dict[str, Any]) -> str:

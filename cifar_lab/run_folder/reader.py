@@ -91,7 +91,7 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-self.settings["train_size"] // self.settings["batch_size"])
+        return self.config.steps_per_epoch
 
     @property
     def steps_planned(self) -> int:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, astuple
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from cifar_lab.networks import Description, StepDropout, build
 from cifar_lab.optimizers import build_optimizer
 from cifar_lab.run_folder import checkpoint
 from cifar_lab.run_folder.reader import final_accuracy, read_run
+from cifar_lab.run_folder.validation import Form
 from cifar_lab.run_folder.writer import Recorder
 from cifar_lab.training.loader import Loader
 from cifar_lab.training.plan import DROPOUT, INITIALIZATION, seed_of, stream_seed
@@ -49,6 +49,7 @@ class TrainingRun:
             dropout.follow(self._step, stream_seed(seed, DROPOUT) + (i << 24))
         groups = parameter_groups(self.config, self.model)
         self.optimizer = build_optimizer(self.config, groups, loader.device.torch)
+        self._form = Form(self.config, description, self.model)
         self.width_factors = recorded(self.config, self.model)
         self.position = Position(loader.steps)
         self.ended = False
@@ -155,7 +156,7 @@ class TrainingRun:
         epochs, step = self.position.epochs, self.position.step if diverged_at_step is not None else 0
         steps = epochs * self.position.steps_per_epoch + step
         trained = epochs * images + min(step * self._loader.batch_size, images)
-        speed = trained / self.train_seconds if self.train_seconds else None
+        speed = trained / max(self.train_seconds, 1e-9) if self.train_seconds else None
         flops = self.description.flops
         summary = {
             "epochs": epochs,
@@ -181,9 +182,13 @@ class TrainingRun:
     # --- Checkpoints ---------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Writes a checkpoint; the host waits for the device."""
+        """Writes a checkpoint; the host waits for the device.
+
+        Weights that are not finite are not saved: the next loss is not either, and a run that is continued from the
+        checkpoint before comes to the same end.
+        """
         here = (self.position.epochs, self.position.step)
-        if self._saved_at == here:
+        if self._saved_at == here or not self._form.is_finite(self.model, self.optimizer):
             return
         self._flush_probes()
         self.recorder.sync_logs()
@@ -204,18 +209,20 @@ class TrainingRun:
         checkpoint.save(self.recorder.folder, state)
         self._saved_at = here
 
-    def _load_state(self, path: Path, state: dict) -> bool:
-        """Continues from a checkpoint. Raises CheckpointError if it is not one of this run."""
-        checkpoint.check_settings(path, state, self.config)
-        checkpoint.check_network(path, state, self.config, self.description.fingerprint)
-        checkpoint.check_architecture(path, self.model, state["model"])
-        if not 0 <= state["step"] == len(state["losses"]) == len(state["correct"]) <= len(self.losses):
-            raise checkpoint.CheckpointError(f"{path}: its position does not fit its losses")
+    def _load_state(self, state: dict) -> None:
+        """Continues from a checkpoint, which is of this run's form.
+
+        The optimizer's settings stay those of the command line and of this device; each moment is copied into memory of
+        its parameter's own layout.
+        """
         self.model.load_state_dict(state["model"])
-        try:
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise checkpoint.CheckpointError(f"{path}: of another optimizer ({error})") from None
+        own = self.optimizer.state_dict()["param_groups"]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {
+            i: {name: torch.empty_like(parameters[i]).copy_(x) if x.dim() else x.clone() for name, x in of.items()}
+            for i, of in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({"state": moments, "param_groups": own})
         self.position.go_to(state["epochs"], state["step"])
         self.losses[: state["step"]] = state["losses"].to(self.losses.device)
         self.correct[: state["step"]] = state["correct"].to(self.correct.device)
@@ -223,7 +230,6 @@ class TrainingRun:
         self.test_seconds = state["test_seconds"]
         self.probes_stopped_at = state.get("probes_stopped_at")
         self._saved_at = (state["epochs"], state["step"])
-        return True
 
     def resume(self, warn: Callable[[str], None]) -> bool:
         """Loads the newest usable checkpoint and truncates the logs to it; False if there is none.
@@ -233,7 +239,7 @@ class TrainingRun:
         """
         folder = self.recorder.folder
         try:
-            found, passed_over = checkpoint.newest(folder, self._load_state)
+            found, passed_over = checkpoint.newest(folder, self._form)
         except checkpoint.CheckpointError as error:
             raise checkpoint.CheckpointError(f"{error}; --fresh starts again and keeps the old folder") from None
         if not found and (folder / "summary.json").exists():
@@ -241,6 +247,8 @@ class TrainingRun:
                 f"{folder / checkpoint.NEWEST}: there is no checkpoint from which the finished run could continue; "
                 "--fresh starts again and keeps the old folder"
             )
+        if found:
+            self._load_state(found)
         for reason in passed_over:
             warn(reason)
         probed = self.probes_stopped_at - 1 if self.probes_stopped_at else self.position.total
