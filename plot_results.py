@@ -7,10 +7,10 @@
     python plot_results.py results/ --to tensorboard logs/                 what tensorboard --logdir logs/ shows
 
 For each preset found there, or among the published runs in results/published/: results/<preset>/figures/ (PNG and SVG),
-report.md, which shows everything, verdicts.csv, and the effects of switches whose runs are there, switches-<claim>.csv.
-Every set of runs that differ in one setting has a figure, every set that differs in nothing but the learning rate a
-band; those of the report's list have fixed names, and what lacks runs is listed with the command that trains them. Runs
-may still be training.
+report.md, which shows everything, report.html, one file on which curves and bands can be zoomed, verdicts.csv, and the
+effects of switches whose runs are there, switches-<claim>.csv. Every set of runs that differ in one setting has a
+figure, every set that differs in nothing but the learning rate a band; those of the report's list have fixed names, and
+what lacks runs is listed with the command that trains them. Runs may still be training.
 """
 
 import os
@@ -22,7 +22,7 @@ from pathlib import Path
 from cifar_lab.figures import curves, kinds, sets
 from cifar_lab.figures.style import Figures
 from cifar_lab.project import RESULTS
-from cifar_lab.report import page, screening, screening_tables, table, verdict_tables, verdicts
+from cifar_lab.report import html_page, page, screening, screening_tables, table, verdict_tables, verdicts
 from cifar_lab.run_folder import files, tensorboard
 from cifar_lab.run_folder.reader import (
     Run,
@@ -131,7 +131,8 @@ def plot_preset(results: Path, preset: str, runs: Sequence[Run], errors: Sequenc
         shown = {source: [v for v in of if source or v.estimates] for source, of in judged.items()}
         shown = {source: of for source, of in shown.items() if of}
     files.write_text(folder / "report.md", page.report_text(preset, runs, figures, shown, screened))
-    print(f"{folder}: {len(runs)} runs, {len(figures.drawn)} figures in {folder / 'figures'}, {folder / 'report.md'}")
+    files.write_text(folder / "report.html", html_page.report_html(preset, runs, figures, shown))
+    print(f"{folder}: {len(runs)} runs, {len(figures.drawn)} figures in {folder / 'figures'}, report.md, report.html")
     if others:
         print(f"  {others} with other settings than the preset's: not in the report's figures and verdicts")
     for name, command in figures.missing:

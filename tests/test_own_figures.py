@@ -122,6 +122,7 @@ def test_own_rates_give_both_bands_with_their_ratio_and_the_overviews(project):
     names |= {f"overview-lr-{model}-adam-wd1e-4-{SIZES}" for model in ("vgg_a", "vgg_a_bn")}
     names |= {f"overview-model-adam-lr{rate}-wd1e-4-{SIZES}" for rate in RATES}
     assert names == drawn.figures.keys()
+    assert (project / "results" / "quick" / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     figure = drawn.figures[f"landscape-{pair}"]
     assert "learning rates 2e-3, 1e-3, 5e-4, 1e-4; first half of the run" in " ".join(texts(figure))
     for model, colour in (("vgg_a", "#D55E00"), ("vgg_a_bn", "#0072B2")):

@@ -81,7 +81,7 @@ def test_nothing_else_is_touched(whole):
     after = snapshot(results)
     assert {path: content for path, content in after.items() if path in before} == before
     written = {path.relative_to(results / "quick").parts[0] for path in after.keys() - before.keys()}
-    assert written == {"figures", "report.md", "verdicts.csv"}
+    assert written == {"figures", "report.html", "report.md", "verdicts.csv"}
 
 
 def test_report_shows_everything(whole):
@@ -214,7 +214,8 @@ def test_a_paper_preset_has_no_figures_of_the_report(tmp_path, capsys):
         write_run(tmp_path, name, "paper-quick", epochs=2, probes=probes)
     assert plot_results.main([str(tmp_path)]) == 0
     folder = tmp_path / "paper-quick"
-    assert sorted(path.name for path in folder.iterdir()) == ["figures", "report.md", "vgg_a", "vgg_a_bn"]
+    written = sorted(path.name for path in folder.iterdir())
+    assert written == ["figures", "report.html", "report.md", "vgg_a", "vgg_a_bn"]
     figures = {path.name for path in (folder / "figures").iterdir()}
     assert figures and all(name.startswith("probes") for name in figures)
     report = (folder / "report.md").read_text()

@@ -57,6 +57,7 @@ def test_published_verdicts_are_those_that_were_recomputed(tmp_path):
         (tmp_path / run.relative_to(ROOT / "results")).parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(run, tmp_path / run.relative_to(ROOT / "results"))
     assert plot_results.main([str(tmp_path), "--preset", "report"]) == 0
+    assert 1e6 < (tmp_path / "report" / "report.html").stat().st_size < 3e6  # every loss of eight runs
     with open(tmp_path / "report" / "verdicts.csv", encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["claim"].startswith("bn-") and row["mean"]]
     assert {row["runs"] for row in rows} == {"published runs"}

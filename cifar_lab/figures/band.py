@@ -17,6 +17,7 @@ from cifar_lab.figures.style import (
     OTHER_COLOURS,
     Figures,
     Look,
+    View,
     caveats,
     loss_floor,
     off_axis,
@@ -116,8 +117,9 @@ def draw(figures: Figures, stem: Path, bands: Sequence[Rates], named_by: Sequenc
     small_print(figure, wrapped("; ".join([text, *notes, *beyond, *caveats(every)])))
     names = " and ".join(look.label for look in looks)
     figures.add(
-        figure, stem, f"The learning-rate band of {names}: largest and smallest training loss over the learning rates"
-    )
+        figure, stem, f"The learning-rate band of {names}: largest and smallest training loss over the learning rates",
+        View(None, tuple(tuple(_runs(rates)) for rates in bands)),
+    )  # fmt: skip
     if len(bands) == 2 and shared and not figures.file:
         ratio = stem.with_name(stem.name.replace("landscape", "landscape_ratio", 1))
         _draw_ratio(figures, ratio, looks, [{seed: of[seed] for seed in shared} for of in bands])

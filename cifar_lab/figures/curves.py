@@ -15,6 +15,7 @@ from cifar_lab.figures import band, sets
 from cifar_lab.figures.style import (
     Figures,
     Look,
+    View,
     loss_floor,
     network_label,
     off_axis,
@@ -180,6 +181,7 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
     found = [report_runs(source, preset) for source in sources]
     shown: set[Run] = set()
     canvases: dict[Figure, Canvas] = {}
+    views: dict[Figure, View] = {}
     for figure in FIGURES if preset not in PAPER_PRESETS else ():
         runs_of = {name: [r for f in found for r in f.get(name, {}).values()] for name in figure.runs}
         # Before the end of its first epoch a run has nothing to show; if it diverged there, it never will.
@@ -192,10 +194,11 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
         else:
             groups = [list(f[name].values()) for name in figure.runs for f in found if name in f]
             canvases[figure] = draw(figure.title, figure.quantities, _curves(groups, (figure.named_by,)))
+            views[figure] = _view(figure.quantities, groups)
             shown.update(run for group in groups for run in group)
     _equalize(canvases)
     for figure, canvas in canvases.items():
-        figures.add(canvas, folder / figure.stem, figure.title)
+        figures.add(canvas, folder / figure.stem, figure.title, views[figure])
     for of in found:
         in_bands = [name for model, rates in band.of_report(of).items() if rates for name in band.BANDS[model]]
         names = of if preset in PAPER_PRESETS else in_bands
@@ -211,7 +214,7 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
         networks = ", ".join(dict.fromkeys(map(network_label, every)))
         title = _title(f"{networks} by {name_of(name)}")
         canvas = draw(title, ACCURACY + LOSS, _curves(groups, (name,)))
-        figures.add(canvas, folder / sets.file_stem(f"overview-{name}", every), title)
+        figures.add(canvas, folder / sets.file_stem(f"overview-{name}", every), title, _view(ACCURACY, groups))
     figures.more(len(own) - sets.MOST, "overviews", "python plot_results.py RUN_FOLDER RUN_FOLDER ...")
     shown.update(run for _, groups in own for group in groups for run in group)
     others = [run for run in logged if run not in shown and not run.published]
@@ -225,7 +228,11 @@ def draw_any(figures: Figures, stem: Path, runs: Sequence[Run]) -> None:
     networks = ", ".join(dict.fromkeys(map(network_label, runs)))
     title = _title(networks)
     curves = _curves([of.runs for of in series], sets.differing(series))
-    figures.add(draw(title, ACCURACY + LOSS, curves), stem, title)
+    figures.add(draw(title, ACCURACY + LOSS, curves), stem, title, _view(ACCURACY, [of.runs for of in series]))
+
+
+def _view(quantities: Sequence[str], groups: Sequence[Sequence[Run]]) -> View:
+    return View(quantities[0], tuple(map(tuple, groups)))
 
 
 def _title(what: str) -> str:

@@ -70,6 +70,14 @@ plt.rcParams.update(
 )
 
 
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a figure shows of the runs' curves, for a page that has all of them."""
+
+    quantity: str | None  # a column of epochs.csv; None: the loss at each step, a learning-rate band per group
+    groups: tuple[tuple[Run, ...], ...]  # the runs of each curve, or band
+
+
 @dataclass
 class Figures:
     """What was drawn, and what was not."""
@@ -79,8 +87,9 @@ class Figures:
     lacking: list[tuple[str, str]] = field(default_factory=list)  # of the report's, without runs: name, their command
     missing: list[tuple[str, str]] = field(default_factory=list)  # name of a figure, the command that it needs
     errors: list[RunFileError] = field(default_factory=list)  # files that could not be read
+    views: dict[Path, View] = field(default_factory=dict)  # what those drawn that are curves, or bands, show
 
-    def add(self, figure, stem: Path, caption: str) -> None:
+    def add(self, figure, stem: Path, caption: str, view: View | None = None) -> None:
         """Saves a figure: as `<stem>.png` and `<stem>.svg`, or in the file that was asked for."""
         taken = [other for other, _ in self.drawn]
         while stem in taken:
@@ -91,6 +100,8 @@ class Figures:
         else:
             save(figure, stem)
         self.drawn.append((stem, caption))
+        if view:
+            self.views[stem] = view
 
     def more(self, count: int, what: str, command: str) -> None:
         """So many more figures could be drawn of what the runs differ in."""

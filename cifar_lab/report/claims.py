@@ -42,6 +42,14 @@ class Measure:
     events: bool = False  # counts events, of which the claim needs `FEWEST_EVENTS`
     possible: tuple[float, float] = ANY  # values that it can have; its interval is cut there
 
+    def text(self, value: float) -> str:
+        """A value with its unit; a dash for NaN."""
+        return "-" if math.isnan(value) else format(value, self.form) + (f" {self.unit}" if self.unit else "")
+
+    def said(self, value: float) -> str:
+        """A seed's value in words, if it has any, else as text."""
+        return (self.words or {}).get(f"{value:g}", self.text(value))
+
     @property
     def side_on_scale(self) -> tuple[float, float] | None:
         """`side` in the logarithm for a ratio."""

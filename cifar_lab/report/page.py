@@ -28,7 +28,8 @@ def report_text(
 
     judged: verdicts by what the runs behind them are called; "" for the user's own.
     """
-    parts = [f"# Results at the preset `{preset}`", _provenance(runs)]
+    origin = "\n".join(f"- {name}: {value}" if name else f"- {value}" for name, value in provenance(runs))
+    parts = [f"# Results at the preset `{preset}`", origin]
     for source, of_source in judged.items():
         parts += [f"## Verdicts{source and ' from the '}{source}", verdict_tables.to_markdown(of_source)]
     if judged:
@@ -50,35 +51,40 @@ def report_text(
     return "\n\n".join(parts) + "\n"
 
 
-def _provenance(runs: Sequence[Run]) -> str:
-    """Machine, precision, versions, commit and seeds, each with every value that occurs."""
+def provenance(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Machine, precision, versions, commit and seeds, each with every value that occurs: (name, text)."""
 
     def each(key: str) -> str:
         environments = [e for run in runs for e in (*run.earlier_environments, run.environment)]
         return ", ".join(dict.fromkeys(environment.get(key) or "not known" for environment in environments))
 
     minutes = sum(run.summary["train_seconds"] for run in runs if run.summary) / 60
-    lines = (
-        f"machine: {each('device')}; {each('platform')}",
-        f"precision: {each('precision')}; PyTorch {each('torch')}; Python {each('python')}",
-        f"commit: {each('commit')}",
-        f"seeds: {seeds_text(runs)}",
-        f"{len(runs)} runs, {minutes:,.1f} minutes of training",
-    )
-    return "\n".join(f"- {line}" for line in lines)
+    return [
+        ("machine", f"{each('device')}; {each('platform')}"),
+        ("precision", f"{each('precision')}; PyTorch {each('torch')}; Python {each('python')}"),
+        ("commit", each("commit")),
+        ("seeds", seeds_text(runs)),
+        ("", f"{len(runs)} runs, {minutes:,.1f} minutes of training"),
+    ]
 
 
 def _table_of_runs(preset: str, runs: Sequence[Run]) -> str:
-    """A row per run: the report's in the order of its experiments, then all others."""
+    head, *rows = rows_of_runs(preset, runs)
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * 6 + "---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in ([cell.replace("|", r"\|") for cell in row] for row in rows)]
+    return "\n".join(lines)
+
+
+def rows_of_runs(preset: str, runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """The names of the columns, and a row per run: the report's in the order of its experiments, then all others."""
     sources = ([run for run in runs if run.published == published] for published in (False, True))
     ordered = [r for source in sources for by_seed in report_runs(source, preset).values() for r in by_seed.values()]
     ordered += [run for run in runs if run not in ordered]
-    head = ("run", "epochs", "final (%)", "last (%)", "parameters", "seconds", "images/s", "device", "")
-    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * 6 + "---|---|"]
+    rows = [("run", "epochs", "final (%)", "last (%)", "parameters", "seconds", "images/s", "device", "")]
     for run in ordered:
         accuracy, summary = run.epochs["test_accuracy"], run.summary or {}
         whole = run.complete and run.diverged_at_step is None
-        cells = (
+        rows.append((
             f"{run.model}/{run.name}{' (published)' if run.published else ''}",
             str(run.epochs_done) if whole else f"{run.epochs_done} of {run.epochs_planned}",
             _shown(run.final_accuracy if whole else None, ".2f"),
@@ -86,11 +92,10 @@ def _table_of_runs(preset: str, runs: Sequence[Run]) -> str:
             _shown(summary.get("parameters"), ","),
             _shown(summary.get("train_seconds"), ",.0f"),
             _shown(summary.get("images_per_second"), ",.0f"),
-            (run.environment["device"] or "not known").replace("|", r"\|"),
+            run.environment["device"] or "not known",
             run.state,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        ))  # fmt: skip
+    return rows
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -89,14 +89,10 @@ class Estimate:
 
     def __str__(self) -> str:
         measure = self.measure
-        unit = f" {measure.unit}" if measure.unit else ""
-        said = [(measure.words or {}).get(f"{v:g}") for v in self.values]
-        if any(said):
-            said = [words or format(v, measure.form) + unit for words, v in zip(said, self.values, strict=True)]
+        if any(f"{value:g}" in (measure.words or {}) for value in self.values):
+            said = [measure.said(value) for value in self.values]
             return said[0] if len(set(said)) == 1 else ", ".join(said)
-        if math.isnan(self.mean):
-            return "-"
-        text = format(self.mean, measure.form) + unit
+        text = measure.text(self.mean)
         if self.interval:
             text += " [{}, {}]".format(*(format(bound, measure.form) for bound in self.interval))
         return text
