@@ -118,7 +118,7 @@ def write_pair(results, difference, columns=(), seed=0, **options):
     """The two runs of the claim `residual`: the plain one ends at 50%."""
     for config, final in ((INCEPTION, 50.0), (RESIDUAL, 50.0 + difference)):
         config = replace(changed(config, columns), seed=seed, **options)
-        write_run(results, config, epochs=8, test_accuracy=[20, 30, 40, 45, 46] + [final] * 3)
+        write_run(results, config, epochs=9, test_accuracy=[20, 30, 35, 40, 45, 46] + [final] * 3)
 
 
 def write_design(results, effect, seeds=(0,), rows=range(12), **options):
@@ -200,7 +200,7 @@ def test_a_side_that_is_far_away_leaves_room_for_the_intervals(tmp_path):
         config = changed(INCEPTION, on_in(row))
         rewritten = run_folder(tmp_path, "quick", config)
         shutil.rmtree(rewritten)
-        write_run(tmp_path, config, epochs=8, test_accuracy=[50 + 0.5 * DESIGN[row][0] + 0.1 * DESIGN[row][9]] * 8)
+        write_run(tmp_path, config, epochs=9, test_accuracy=[50 + 0.5 * DESIGN[row][0] + 0.1 * DESIGN[row][9]] * 9)
     (axes,) = plotted(tmp_path).figures["switches-level"].axes
     assert -2 < axes.get_xlim()[0] < 0 < axes.get_xlim()[1] < 2
 
@@ -216,7 +216,7 @@ def write_bands(results, row, width):
     for model, wide in (("vgg_a", 1.0), ("vgg_a_bn", width)):
         for i, lr in enumerate((1e-3, 1e-4, 5e-4, 5e-5)):
             config = changed(RunConfig(model, lr=lr, **QUICK), on_in(row), BAND_CHANGES)
-            write_run(results, config, epochs=8, losses=np.full(800, 1 + wide * i / 3))
+            write_run(results, config, epochs=9, losses=np.full(900, 1 + wide * i / 3))
 
 
 def test_a_ratio_is_screened_in_logarithms(tmp_path):
@@ -271,8 +271,8 @@ def test_a_precision_that_is_the_usual_one_has_no_second_level(tmp_path):
 def test_a_row_without_a_value_leaves_its_seed_out(tmp_path):
     write_design(tmp_path, lambda x: 4 + x[3] + 0.1 * x[9], seeds=(0,))
     write_design(tmp_path, lambda x: 4 + x[3] + 0.1 * x[9], seeds=(1,), rows=range(11))
-    write_run(tmp_path, replace(INCEPTION, seed=1), epochs=8)
-    write_run(tmp_path, replace(RESIDUAL, seed=1), epochs=8, diverged_at_step=350)
+    write_run(tmp_path, replace(INCEPTION, seed=1), epochs=9)
+    write_run(tmp_path, replace(RESIDUAL, seed=1), epochs=9, diverged_at_step=350)
     plotted(tmp_path)
     row = table(tmp_path, "residual")["dropout"]
     assert (row["seeds"], row["notes"]) == ("0", "left out, as a row has no finite value: seed 1")
@@ -281,10 +281,10 @@ def test_a_row_without_a_value_leaves_its_seed_out(tmp_path):
 def test_rows_of_another_length_are_noted(tmp_path):
     write_design(tmp_path, lambda x: 4 + x[3], rows=range(11))
     for config in (INCEPTION, RESIDUAL):
-        write_run(tmp_path, config, epochs=9)
+        write_run(tmp_path, config, epochs=8)
     plotted(tmp_path)
     assert table(tmp_path, "residual")["dropout"]["notes"] == (
-        "inception has 9 epochs instead of 8 in a row; inception_res has 9 epochs instead of 8 in a row"
+        "inception has 8 epochs instead of 9 in a row; inception_res has 8 epochs instead of 9 in a row"
     )
 
 
@@ -299,7 +299,7 @@ def test_a_design_that_is_not_complete_is_missing(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "claim,effect\nresidual,1\n", "\0", "claim,effect,effect\n1,2\n"])
 def test_a_table_that_is_none_is_said(text, tmp_path, capsys):
-    write_run(tmp_path, "inception", epochs=8)
+    write_run(tmp_path, "inception", epochs=9)
     (tmp_path / "quick" / "switches-residual.csv").write_text(text)
     assert plot_results.main([str(tmp_path)]) == 1
     assert "switches-residual.csv: not a table of switches" in capsys.readouterr().err
@@ -380,8 +380,8 @@ def test_the_commands_of_the_rows(tmp_path, capsys, monkeypatch):
 def test_what_is_trained_is_left_out(tmp_path, capsys):
     write_design(tmp_path, lambda x: 4, seeds=(0, 1), rows=range(11))
     write_design(tmp_path, lambda x: 4, seeds=(1,), rows=(11,))
-    write_run(tmp_path, replace(INCEPTION, seed=0), epochs=8)
-    write_run(tmp_path, replace(RESIDUAL, seed=0), epochs=8, test_accuracy=[30, 40], complete=False)
+    write_run(tmp_path, replace(INCEPTION, seed=0), epochs=9)
+    write_run(tmp_path, replace(RESIDUAL, seed=0), epochs=9, test_accuracy=[30, 40], complete=False)
     into = f" --results {tmp_path}"
     words = ("quick", "--switches", "residual", "--results", str(tmp_path))
     assert listed(capsys, *words, "--seed", "0", "1") == [command + into for command in ROW_12]
