@@ -26,7 +26,7 @@ import cifar_lab  # noqa: F401  before PyTorch, see there
 import numpy as np
 from tqdm import tqdm
 
-from cifar_lab.data.cache import DataError, load
+from cifar_lab.data.cache import DataError, check_labels, load
 from cifar_lab.measures import surface
 from cifar_lab.project import RESULTS
 from cifar_lab.run_folder.reader import figures_folder, presets_in, read_given, read_run, read_runs, results_folder
@@ -148,6 +148,7 @@ def surface_main(argv: list[str]) -> int:
     grid = surface.Grid(**{f.name: f.type(getattr(options, f.name)) for f in fields(surface.Grid)})
 
     # PyTorch takes two seconds to import: the other command and a wrong command line do without it.
+    from cifar_lab.networks import describe
     from cifar_lab.run_folder.checkpoint import CheckpointError, load_model
     from cifar_lab.training.console import Stopped
     from cifar_lab.training.device import DeviceError, choose
@@ -162,6 +163,7 @@ def surface_main(argv: list[str]) -> int:
                 raise DataError(
                     f"{folder} was trained on {train_size} images; the data set has {len(data.train_images)}"
                 )
+            check_labels(data.train_labels[:train_size], describe(models[folder]).classes)
     except (RunFileError, CheckpointError, DeviceError, DataError) as error:
         fail(f"landscape.py surface: {error}")
 

@@ -140,6 +140,7 @@ class Description:
     parameters: int
     flops: float  # of one forward and backward pass for one image, as `torch.utils.flop_counter` counts them
     fingerprint: str  # of the operations of a forward pass
+    classes: int  # logits of an image
     learned: frozenset[str]  # names of the parameters that the logits depend on, which a training step updates
 
 
@@ -160,7 +161,7 @@ def describe(model: nn.Module) -> Description:
         raise NetworkError(f"the network cannot be run on two images: {why}") from None
     if records[0] != records[1]:
         raise NetworkError("two equal passes compute different things")
-    lines, flops, learned = records[0]
+    lines, flops, classes, learned = records[0]
     lines = [f"{name} {p.requires_grad}" for name, p in model.named_parameters()] + lines
     saved = model.state_dict()
     # Buffers that no checkpoint holds are part of what the network is.
@@ -169,13 +170,14 @@ def describe(model: nn.Module) -> Description:
         parameters=sum(p.numel() for p in model.parameters()),
         flops=flops,
         fingerprint=hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16],
+        classes=classes,
         learned=learned,
     )
 
 
-def _passes(model: nn.Module) -> tuple[list[str], float, frozenset[str]]:
-    """The record of passes forward and backward in train and eval mode, the FLOPs of training per image, and the names
-    of the parameters that have a gradient."""
+def _passes(model: nn.Module) -> tuple[list[str], float, int, frozenset[str]]:
+    """The record of passes forward and backward in train and eval mode, the FLOPs of training per image, the number of
+    logits, and the names of the parameters that have a gradient."""
     device = next(model.parameters()).device
     images = torch.zeros(2, 3, SIZE, SIZE, device=device)  # two: BatchNorm needs more than one value per channel
     record = _Record(model)
@@ -189,7 +191,7 @@ def _passes(model: nn.Module) -> tuple[list[str], float, frozenset[str]]:
         with record:
             model.eval()(images)
     learned = frozenset(name for name, p in model.named_parameters() if p.grad is not None)
-    return record.lines, counter.get_total_flops() / len(images), learned
+    return record.lines, counter.get_total_flops() / len(images), logits.shape[1], learned
 
 
 def _digest(tensor: Tensor) -> str:

@@ -9,6 +9,7 @@ import itertools
 import os
 import shutil
 import signal
+import stat
 import struct
 import traceback
 from collections.abc import Callable
@@ -77,6 +78,43 @@ def with_no_privileges() -> None:
             raise OSError("capset failed")
 
 
+def without_locks() -> None:
+    """Has a file system that cannot lock, nor flush a folder, as some network drives."""
+    import fcntl
+
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    fsync = os.fsync
+
+    def flush(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(handle)
+
+    trainings.with_small_network()
+    fcntl.flock, os.fsync = refuse, flush
+
+
+def paused_without_locks(at: int) -> None:
+    """The same, and a stop in a forward pass."""
+    without_locks()
+    signal_at_forward_pass(at, signal.SIGSTOP)
+
+
+def reading_fails(name: str, number: int) -> None:
+    """Has the system refuse to open files of that name, with this error."""
+    opened = os.open
+
+    def refuse(path, *more, **named) -> int:
+        if os.path.basename(path) == name:
+            raise OSError(number, os.strerror(number))
+        return opened(path, *more, **named)
+
+    trainings.with_small_network()
+    os.open = refuse
+
+
 # --- The Nth call ----------------------------------------------------------------------------------------------------
 
 
@@ -84,17 +122,22 @@ def with_no_privileges() -> None:
 class Faults:
     """Counts the calls through which `cifar_lab.run_folder.files` writes, and has one of them go wrong.
 
-    at: its number, from 0; None: none of them. dies: the process ends there instead of getting an error.
+    at: its number, from 0; None: none of them. dies: the process ends there instead of getting an error. meanwhile:
+    happens there instead, while the process is paused, which then goes on.
     """
 
     at: int | None = None
     dies: bool = False
+    meanwhile: Callable[[], object] | None = None
     calls: list[str] = field(default_factory=list)
 
     def meet(self, call: str, number: int, path: str, before: Callable[[], object] = lambda: None) -> None:
         """Is told of each call; in the one that goes wrong, `before` is what happens of it."""
         self.calls.append(call)
         if len(self.calls) - 1 != self.at:
+            return
+        if self.meanwhile:
+            self.meanwhile()
             return
         before()
         if self.dies:
@@ -104,7 +147,7 @@ class Faults:
     @contextlib.contextmanager
     def __call__(self):
         """Puts itself between `cifar_lab.run_folder.files` and the system."""
-        fsync, replace, mkdir = os.fsync, os.replace, os.mkdir
+        fsync, replace, mkdir, unlink = os.fsync, os.replace, os.mkdir, os.unlink
 
         class File(io.FileIO):
             def write(own, data) -> int:
@@ -116,16 +159,21 @@ class Faults:
             if mode == "rb" or "b" not in mode:
                 return builtins.open(path, mode, buffering, **more)
             self.meet("open", errno.EMFILE, str(path))
-            raw = File(path, mode.replace("b", ""))
+            raw = File(path, mode.replace("b", ""), **more)
             return raw if not buffering else io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
 
         def fsync_file(handle):
             self.meet("fsync", errno.EIO, "")
             fsync(handle)
 
-        def rename(source, target):
+        def rename(source, target, **more):
             self.meet("rename", errno.EACCES, str(target))
-            replace(source, target)
+            replace(source, target, **more)
+
+        def remove(path, **more):
+            if "dir_fd" in more:  # a file of a run folder, and none of another module
+                self.meet("unlink", errno.EACCES, str(path))
+            unlink(path, **more)
 
         def make_folder(path, *more, **named):
             if not os.path.isdir(path):
@@ -137,6 +185,7 @@ class Faults:
             mock.patch.object(os, "fsync", fsync_file),
             mock.patch.object(os, "replace", rename),
             mock.patch.object(os, "mkdir", make_folder),
+            mock.patch.object(os, "unlink", remove),
         ):
             yield self
 
@@ -150,9 +199,11 @@ def train_forked(argv: list[str], faults: Faults) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def calls_of(argv: list[str], results: Path) -> list[str]:
-    """The calls that an uninterrupted training makes, by name; it trains into `results`."""
+def calls_of(argv: list[str], results: Path, prepared: Path | None = None) -> list[str]:
+    """The calls that an uninterrupted training makes, by name; it trains into `results`, a copy of `prepared`."""
     faults = Faults()
+    if prepared:
+        shutil.copytree(prepared, results, dirs_exist_ok=True)
     with faults():
         ended = trainings.train_here([*argv, "--results", str(results)])
     assert (ended.status, ended.err) == (0, ""), ended
@@ -193,9 +244,42 @@ def trial(argv: list[str], reference: dict, at: int, dies: bool, prepared: Path 
     return wrong
 
 
-def guarded_trial(*arguments) -> list[str]:
-    """The same; an exception is one more thing that is wrong."""
+def paused_trial(argv: list[str], reference: dict, prepared: Path, at: int, stolen: bool) -> list[str]:
+    """What is wrong after a training that was paused at one call, from a results folder as it is `prepared`.
+
+    Meanwhile its results were removed, and another process has trained the run from its start, of which every bit has
+    to be left alone; or, if `stolen`, another machine has taken the run over on a file system without locks.
+    """
+    with trainings.folder_in_memory() as results:
+        shutil.copytree(prepared, results, dirs_exist_ok=True)
+        argv = [*argv, "--results", str(results)]
+        wrong = []
+        left: dict = {}
+
+        def train_anew() -> None:
+            shutil.rmtree(results / "report")
+            if status := train_forked(argv, Faults()):
+                wrong.append(f"the other one: status {status}")
+
+        def take_over() -> None:
+            for owner in results.rglob(".*.owner.json"):
+                owner.write_text('{"pid": 1, "host": "elsewhere", "token": "another"}', encoding="utf-8")
+                left.update(trainings.snapshot(results))  # before that the run is still free
+
+        with Faults(at, meanwhile=take_over if stolen else train_anew)():
+            ended = trainings.train_here(argv)
+        if ended.status not in (0, 1) or ended.err.count("\n") > 1 or "Traceback" in ended.err:
+            wrong.append(f"status {ended.status}: {ended.err}")
+        if not stolen:
+            wrong += [f"{name} differs" for name in trainings.differences(trainings.content(results), reference)]
+        elif left and (left != trainings.snapshot(results) or "process 1 on elsewhere" not in ended.err):
+            wrong.append(f"not left alone: {ended}")
+        return [*wrong, *(f"{name} is left" for name in trainings.unfinished_files(results))]
+
+
+def guarded(of: Callable[..., list[str]], *arguments) -> list[str]:
+    """What one of these trials finds; an exception is one more thing that is wrong."""
     try:
-        return trial(*arguments)
+        return of(*arguments)
     except Exception:
         return [traceback.format_exc()]

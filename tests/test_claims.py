@@ -75,7 +75,10 @@ class Curves:
     diverged_at_step: int | None = None
 
     def write(self, results: Path, config: RunConfig, **options) -> None:
-        options |= {"test_accuracy": self.accuracy, "train_loss": self.train_loss, "losses": self.losses}
+        losses = self.losses
+        if self.diverged_at_step is not None:  # every step up to there
+            losses = np.resize(losses if len(losses) else 1.0, self.diverged_at_step - 1)
+        options |= {"test_accuracy": self.accuracy, "train_loss": self.train_loss, "losses": losses}
         planned = len(self.accuracy)
         done = planned if self.diverged_at_step is None else min(planned, (self.diverged_at_step - 1) // EPOCH)
         options |= {} if self.test_loss is None else {"columns": {"test_loss": self.test_loss[:done]}}
@@ -538,9 +541,9 @@ DIRECTIONS = [
     ("l2", "reversed", [(1.9, 0.5, 0.2), (2.2, 0.7, 0.3), (1.8, 0.6, 0.1)]),
     ("l2", "reversed", [(0.5, 1.9, -2.2), (0.7, 2.2, -1.9), (0.6, 1.8, -2.1)]),
     ("l2", "undecided", [(0.5, 1.9, -0.2), (0.7, 2.2, -1.9), (0.6, 1.8, 0.1)]),
-    ("large-lr", "supported", [(9.8, At(3210), 14.2), (At(2801), 10.3, 11.0), (12.1, At(1777), At(3105))]),
-    ("large-lr", "reversed", [(48.8, At(3210), 64.2), (55.1, 67.3, 71.0), (12.1, 57.7, 61.3)]),
-    ("large-lr", "undecided", [(9.8, At(3210), 64.2), (55.1, 10.3, 14.0), (12.1, At(1777), 61.3)]),
+    ("large-lr", "supported", [(9.8, At(2910), 14.2), (At(2801), 10.3, 11.0), (12.1, At(1777), At(3105))]),
+    ("large-lr", "reversed", [(48.8, At(2910), 64.2), (55.1, 67.3, 71.0), (12.1, 57.7, 61.3)]),
+    ("large-lr", "undecided", [(9.8, At(2910), 64.2), (55.1, 10.3, 14.0), (12.1, At(1777), 61.3)]),
     ("bn-accuracy", "supported", [(88.1, 85.3), (87.4, 85.0), (88.9, 86.8)]),
     ("bn-accuracy", "reversed", [(85.3, 88.1), (85.0, 87.4), (86.8, 88.9)]),
     ("bn-accuracy", "undecided", [(88.1, 85.3), (85.0, 87.4), (87.0, 86.8)]),

@@ -1,6 +1,7 @@
 """Every source of CIFAR-10, each with a stand-in, the cache and its checks. Nothing leaves 127.0.0.1."""
 
 import functools
+import gzip
 import hashlib
 import http.server
 import io
@@ -338,6 +339,45 @@ def test_batch_that_is_none_is_named(content, tmp_path, tiny):
     with pytest.raises(DataError, match="test_batch: ") as caught:
         load(folder)
     assert "\n" not in str(caught.value)
+
+
+@posix
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: hole(path)])
+@pytest.mark.parametrize("name", ["cifar10.npz", "dataset.json", f"{BATCHES}/data_batch_2", ARCHIVE])
+def test_what_is_no_regular_file_is_named_and_not_waited_for(name, put, tmp_path, tiny):
+    if "npz" not in name and "json" not in name:
+        write_batches(tmp_path / BATCHES, tiny)
+    path = tmp_path / name
+    path.unlink(missing_ok=True)
+    put(path)
+    given = {ARCHIVE: path, f"{BATCHES}/data_batch_2": path.parent}.get(name, tmp_path)
+    with pytest.raises(DataError, match=r"not a regular file|larger than [\d,]+ bytes") as caught:
+        load(given)
+    assert path.name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def hole(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 36)
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_an_archive_that_unpacks_to_far_too_much(kind, tmp_path, tiny):
+    """A header announces a terabyte; neither its memory is asked for, nor is it skipped."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 1 << 40
+    with gzip.open(tmp_path / ARCHIVE, "wb") as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(DataError, match=r"holds a part of 1,099,511,627,776 bytes"):
+        load(tmp_path / ARCHIVE)
+
+
+def test_a_cache_that_unpacks_to_far_too_much(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(cache, "LARGEST", 20_000)
+    np.savez_compressed(tmp_path / "cifar10.npz", **{name: np.zeros_like(x) for name, x in tiny.items()})
+    assert (tmp_path / "cifar10.npz").stat().st_size < 20_000
+    with pytest.raises(DataError, match=r"unpacks to \d\d,\d\d\d bytes"):
+        load(tmp_path)
 
 
 @posix

@@ -1,9 +1,11 @@
 """Every write of a training fails once, or the process dies there; the disk is full, the folder gone, a checkpoint
 damaged: what was there stays readable, and the same command continues to the same bits."""
 
+import errno
 import os
 import pickle
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -26,8 +28,8 @@ from trainings import (
     with_small_network,
 )
 
-from cifar_lab.networks import NETWORKS
-from cifar_lab.run_folder import checkpoint
+from cifar_lab.networks import NETWORKS, build, describe
+from cifar_lab.run_folder import checkpoint, validation
 from cifar_lab.run_folder.reader import find_run_folders, read_run
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and signals")
@@ -52,7 +54,7 @@ def long_command(synthetic_data, workers):
 
 def wrong_after(trials, workers) -> list[str]:
     """What `faults.trial` finds wrong in any of them."""
-    found = workers.starmap(faults.guarded_trial, trials, chunksize=1)
+    found = workers.starmap(partial(faults.guarded, faults.trial), trials, chunksize=1)
     return [f"call {trial[2]}: {text}" for trial, texts in zip(trials, found, strict=True) for text in texts]
 
 
@@ -60,7 +62,7 @@ def wrong_after(trials, workers) -> list[str]:
 def test_every_call_that_writes(dies, command, workers):
     with folder_in_memory() as folder:
         calls = workers.apply(faults.calls_of, (command.argv, folder))
-    assert set(calls) == {"open", "write", "fsync", "rename", "mkdir"}
+    assert set(calls) == {"open", "write", "fsync", "rename", "mkdir", "unlink"}
     # A process that dies at fsync leaves what one leaves that dies at the call after it.
     numbers = [number for number, call in enumerate(calls) if not (dies and call == "fsync")]
     assert wrong_after([(command.argv, command.reference, number, dies) for number in numbers], workers) == []
@@ -325,39 +327,84 @@ STRANGE = {
 }
 
 
+@pytest.fixture(scope="module")
+def form(half):
+    """Of the first run of `half`, and its newest checkpoint."""
+    folder = find_run_folders(half)[0]
+    with mock.patch.dict(NETWORKS):
+        with_small_network()
+        config = read_run(folder).config
+        model = build(config)
+        return validation.Form(config, describe(model), model), folder / checkpoint.NEWEST
+
+
 @pytest.mark.parametrize("kind", STRANGE)
-def test_checkpoint_of_a_stranger(kind, command, half, results):
-    """Neither of them is used, and nothing is changed; the sound one before it is."""
+def test_what_a_checkpoint_must_not_hold(kind, form, tmp_path):
     change, reason = STRANGE[kind]
+    own, newest = form
+    path = shutil.copy(newest, tmp_path)
+    assert own.difference(checkpoint.read(path)) == ""
+    stranger(change)(path)
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        checkpoint.check(path, checkpoint.read(path), own)
+    assert str(error.value).startswith(f"{path}: ") and reason in str(error.value), error.value
+
+
+@pytest.mark.parametrize("kind", ["moment one short", "list for the optimizer", "negative step"])
+def test_checkpoint_of_a_stranger(kind, command, half, results):
+    """Neither of them is used, and nothing is changed."""
     shutil.copytree(half, results, dirs_exist_ok=True)
     folder = find_run_folders(results)[0]
+    stranger(STRANGE[kind][0])(folder / checkpoint.NEWEST)
     shutil.copy(folder / checkpoint.NEWEST, folder / checkpoint.PREVIOUS)
-    stranger(change)(folder / checkpoint.NEWEST)
-    state = torch.load(folder / checkpoint.NEWEST, weights_only=True)
-    torch.save(state, folder / checkpoint.PREVIOUS)
     before = snapshot(results)
     ended = command.run(results)
-    assert ended.status == 2 and ended.err.count("\n") == 1, ended
-    assert f"{folder / checkpoint.NEWEST}: " in ended.err and reason in ended.err, ended.err
+    assert ended.status == 2 and "2 runs" not in ended.out and ended.err.count("\n") == 1, ended
+    assert f"{folder / checkpoint.NEWEST}: " in ended.err and STRANGE[kind][1] in ended.err, ended.err
     assert snapshot(results) == before
 
 
-def test_a_form_accepts_what_the_run_has_written(half):
-    """The table above would be worth nothing if sound checkpoints were refused too."""
-    assert len(STRANGE) > 50
-    for folder in find_run_folders(half):
-        with mock.patch.dict(NETWORKS):
-            with_small_network()
-            checkpoint.load_model(folder)
-
-
-@pytest.mark.parametrize("kind", ["moment of three zeros", "learning rate", "negative epochs", "another seed"])
+@pytest.mark.parametrize("kind", ["moment of three zeros", "learning rate", "another seed"])
 def test_the_checkpoint_before_a_stranger_is_used(kind, command, half, results):
     shutil.copytree(half, results, dirs_exist_ok=True)
     folder = find_run_folders(results)[0]
     stranger(STRANGE[kind][0])(folder / checkpoint.NEWEST)
     assert f"{STRANGE[kind][1]}" in command.goes_on(results)
     assert (folder / checkpoint.UNUSABLE).exists()
+
+
+def hole(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 36)
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), hole])
+def test_what_is_no_regular_file_in_a_checkpoints_place(put, command, half, results):
+    shutil.copytree(half, results, dirs_exist_ok=True)
+    folder = find_run_folders(results)[0]
+    newest = folder / checkpoint.NEWEST
+    newest.unlink()
+    put(newest)
+    with mock.patch.dict(NETWORKS):
+        with_small_network()
+        checkpoint.load_model(folder, warn=(warned := []).append)
+    assert re.fullmatch(rf"{newest}: (not a regular file|larger than [\d,]+ bytes): .+ is used", warned[0])
+    assert warned[0] in command.goes_on(results)
+    assert os.path.lexists(folder / checkpoint.UNUSABLE)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_checkpoint_that_cannot_be_read_just_now_is_kept(number, command, half, results):
+    """A passing error of a disk or a network drive is no damage: the older checkpoint is not used for it."""
+    shutil.copytree(half, results, dirs_exist_ok=True)
+    before = snapshot(results)
+    argv = command.into(results)
+    ended = Training(argv, prepare=partial(faults.reading_fails, checkpoint.NEWEST, number)).wait()
+    newest = find_run_folders(results)[0] / checkpoint.NEWEST
+    assert ended.status == 1 and "2 runs" not in ended.out
+    assert ended.err == f"MyVGG.py: {newest}: {os.strerror(number)}; the same command continues later\n"
+    assert snapshot(results) == before
+    command.goes_on(results)
 
 
 def test_an_optimizer_of_another_device(command, half, results):
@@ -473,6 +520,8 @@ def test_a_log_that_was_altered(command, half, results):
     shutil.copytree(half, results, dirs_exist_ok=True)
     log = find_run_folders(results)[0] / "steps.csv"
     log.write_text(log.read_text(encoding="utf-8").replace("\n2,", "\n3,"), encoding="utf-8")
+    before = snapshot(results)
     ended = command.run(results)
-    assert ended.status == 1
-    assert ended.err.startswith(f"MyVGG.py: {log}:3: ") and ended.err.count("\n") == 1
+    assert ended.status == 2 and "2 runs" not in ended.out  # before the first step of any
+    assert ended.err == f"MyVGG.py: {log}:3: step is 3 where 2 follows; --fresh moves the folder aside\n"
+    assert snapshot(results) == before

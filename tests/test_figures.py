@@ -62,7 +62,8 @@ def write(results, name, epochs=5, done=None, preset="report", settings=None, lo
         "train_seconds": sum(columns["train_seconds"]), "images_per_second": round(rng.uniform(1000, 9000), 1),
         "parameters": int(rng.integers(1e5, 1e7)),
     }  # fmt: skip
-    losses = rng.uniform(0.1, 2.4, 7) if losses is None else losses
+    if losses is None:  # a log that is cut before a divergence has every step up to there
+        losses = np.resize(rng.uniform(0.1, 2.4, 7), given.get("diverged_at_step", 8) - 1)
     accuracy, loss = columns.pop("test_accuracy"), columns.pop("train_loss")
     folder = write_run(
         results, config, preset, epochs=epochs, test_accuracy=accuracy, train_loss=loss, losses=losses,

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import nn
 import landscape
 import MyFramework
 import MyVGG
+from cifar_lab.data.cache import write_cache
 from cifar_lab.networks import NETWORKS, ROOT, NetworkError, build, describe, find_network, network
 from cifar_lab.run_folder.reader import read_run
 from cifar_lab.settings import RunConfig, flag, real, run_name
@@ -210,6 +212,26 @@ def test_a_checkpoint_of_another_run_is_refused(trained, synthetic_data, capsys)
         (folder / name).write_bytes((other / name).read_bytes())
     for words in ([*argv, 2], ["--evaluate", folder, "--data-dir", synthetic_data]):
         assert "lr 0.02 -> 0.001" in refusal(capsys, MyVGG.main, words)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_labels_that_the_network_does_not_know_are_refused(part, trained, tmp_path, synthetic_data, capsys):
+    folder, _ = trained
+    with np.load(synthetic_data / "cifar10.npz") as content:
+        arrays = dict(content)
+    arrays[f"{part}_labels"] = arrays[f"{part}_labels"].copy()
+    arrays[f"{part}_labels"][0] = 10
+    write_cache(tmp_path / "other", arrays, name="eleven classes")
+    data = ["--data-dir", tmp_path / "other"]
+    surface = [folder, "--images", 20, "--points", 3, *data]
+    before = trainings.snapshot(tmp_path)
+    for main, words in (
+        (MyVGG.main, [*trainings.flags(tmp_path / "other"), "--results", tmp_path / "new"]),
+        (MyVGG.main, ["--evaluate", folder, *data]),
+        *([(lambda argv: landscape.main(["surface", *argv]), surface)] if part == "train" else []),
+    ):
+        assert "a label is 10; the network has 10 classes, from 0" in refusal(capsys, main, words)
+    assert trainings.snapshot(tmp_path) == before
 
 
 def test_a_run_is_not_cut_short_by_fewer_epochs(tmp_path, synthetic_data):

@@ -19,6 +19,8 @@ from torch import nn
 
 import MyVGG
 from cifar_lab.data.cache import write_cache
+from cifar_lab.run_folder.reader import read_run
+from cifar_lab.training.device import Device
 
 torch.set_num_threads(1)
 
@@ -127,6 +129,16 @@ def test_summary_json(folder):
     assert summary["share_of_matmul_rate"] == pytest.approx(summary["tflops"] / summary["matmul_tflops"])
 
 
+def test_a_commit_or_a_device_of_any_name_can_be_read_again(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_COMMIT", "v1\n\x1b[31mred\udcff")
+    monkeypatch.setattr(Device, "describe", lambda self: "cpu: two\r\nlines\x00 " + 10_000 * "x")
+    recorded.train(MyVGG, data, "--test-size 700", Gray, replay, tmp_path)
+    (config,) = tmp_path.rglob("config.json")
+    run = read_run(config.parent)
+    assert run.complete and run.environment["commit"] == "v1 [31mred"
+    assert run.environment["device"].startswith("cpu: two lines xxx") and len(run.environment["device"]) == 300
+
+
 def test_evaluate_says_the_same_of_the_checkpoint(folder, data, capsys):
     recorded.train(MyVGG, data, f"--test-size 700 --evaluate {folder}", Gray)
     out = capsys.readouterr().out
@@ -210,13 +222,18 @@ class Disk:
                 self.calls.append(("sync", "." if path == folder else path.name))
                 self.synced[path.name] = own.st_size
 
-    def replace(self, old, new) -> None:
-        if Path(new).parent == self.folder():
+    def replace(self, name, new_name, **through) -> None:
+        """through: handles of the folder that both names are in."""
+        old, new = name, new_name
+        own = self.folder()
+        if own and through and os.path.samestat(os.fstat(through["dst_dir_fd"]), own.stat()):
+            old, new = own / name, own / new_name
+        if own and Path(new).parent == own:
             unsynced = [p.name for p in Path(new).parent.glob("*.csv") if p.stat().st_size != self.synced.get(p.name)]
             whole = self.synced.get(Path(old).name) == os.stat(old).st_size
             self.synced[Path(new).name] = self.synced.pop(Path(old).name, -1)
             self.calls.append(("replace", Path(old).name, Path(new).name, whole, unsynced))
-        self._replace(old, new)
+        self._replace(name, new_name, **through)
 
 
 @contextmanager

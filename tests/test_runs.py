@@ -1,6 +1,7 @@
 """Reading run folders: exact on what a run writes, one clear line on everything else."""
 
 import json
+import os
 import re
 import shutil
 import time
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from made_up import write_csv, write_json, write_run
 
 from cifar_lab.experiments import config_of
+from cifar_lab.run_folder import reader
 from cifar_lab.run_folder.checkpoint import training_command
 from cifar_lab.run_folder.reader import Run, final_accuracy, find_run_folders, read_run, read_runs, report_runs
 from cifar_lab.run_folder.schema import RunFileError, read_config
@@ -185,7 +187,7 @@ def test_final_is_the_last_tenth_at_least_three(epochs: int, averaged: int):
 
 def test_reading_is_fast(tmp_path: Path):
     losses = np.random.default_rng(0).random(150_000)
-    folder = write_run(tmp_path, "inception", losses=losses, epochs=300)
+    folder = write_run(tmp_path, "inception", losses=losses, epochs=1_500)
     start = time.perf_counter()
     assert read_run(folder).losses.tolist() == losses.tolist()
     assert time.perf_counter() - start < 1  # about 0.05 s: 17 such runs take a second
@@ -408,11 +410,87 @@ def test_a_summary_with_a_wrong_entry(folder, changes, complaint):
     assert str(error.value) == f"{folder / 'summary.json'}: {complaint}"
 
 
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"epochs": 4}, "epochs.csv: 5 whole rows; summary.json says 4"),
+        ({"epochs": 6}, "epochs.csv: 5 whole rows; summary.json says 6"),
+        ({"steps": 499}, "steps.csv: 500 whole rows; summary.json says 499"),
+        ({"diverged_at_step": 7}, "summary.json: diverged at step 7; steps.csv has 500 rows, epochs.csv 5"),
+        ({"diverged_at_step": 501}, "summary.json: diverged at step 501; steps.csv has 500 rows, epochs.csv 5"),
+    ],
+)
+def test_a_summary_of_other_logs(folder, changes, complaint):
+    edit(folder / "summary.json", **changes)
+    with pytest.raises(RunFileError) as error:
+        read_run(folder)
+    assert str(error.value) == f"{folder}/{complaint}"
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_more_rows_than_planned(folder, complete):
+    if not complete:
+        (folder / "summary.json").unlink()
+    edit(folder / "config.json", epochs=4)
+    with pytest.raises(RunFileError, match=r"/epochs\.csv: 5 rows; config\.json has 4 epochs$"):
+        read_run(folder)
+    edit(folder / "config.json", epochs=5)
+    if not complete:
+        with (folder / "steps.csv").open("a") as log:
+            log.write("501,1.5\n")
+        with pytest.raises(RunFileError, match=r"/steps\.csv: 501 rows; config\.json has 500 steps$"):
+            read_run(folder)
+
+
+def test_a_run_that_is_continued_while_it_is_read(folder, monkeypatch):
+    """More epochs are planned, the summary is gone, and the log has grown, all before the log is read."""
+    read = reader.read_table
+
+    def grown(path, *arguments, **named):
+        if (folder / "summary.json").exists():
+            edit(folder / "config.json", epochs=6)
+            (folder / "summary.json").unlink()
+            with (folder / "steps.csv").open("a") as log:
+                log.write("501,1.5\n")
+        return read(path, *arguments, **named)
+
+    monkeypatch.setattr(reader, "read_table", grown)
+    run = read_run(folder)
+    assert not run.complete and len(run.losses) == 501
+
+
 def test_a_folder_in_a_files_place(folder):
     (folder / "steps.csv").unlink()
     (folder / "steps.csv").mkdir()
     with pytest.raises(RunFileError, match=r"steps\.csv: Is a directory"):
         read_run(folder)
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def hole(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 36)
+
+
+IN_PLACE = {fifo: "not a regular file", endless: "not a regular file", hole: "larger than"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="FIFOs, devices and holes as POSIX has them")
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("put", IN_PLACE)
+def test_what_is_no_regular_file_is_named_and_not_waited_for(folder, put, name):
+    (folder / name).unlink(missing_ok=True)
+    put(folder / name)
+    with pytest.raises(RunFileError) as error:
+        read_run(folder)
+    assert str(error.value).startswith(f"{folder / name}: {IN_PLACE[put]}")
 
 
 # --- Arbitrary bytes --------------------------------------------------------------------------------------------------
@@ -435,10 +513,10 @@ def read_with(pristine, name, content):
         return read_run(folder)
     except RunFileError as error:
         text = str(error)
-        # A summary may contradict the logs, and these and the settings the predictions, which are then named.
+        # Settings and summary may contradict the logs, and all of them the predictions, which are then named.
         assert re.match(rf"{re.escape(str(folder))}/(\w+\.\w+)(:\d+)?: \S", text)
         assert Path(text.split(":")[0]).name in (
-            {name, "predictions.txt"} if name != "summary.json" else {name, "epochs.csv", "steps.csv"}
+            {"epochs.csv": {name, "predictions.txt"}, "steps.csv": {name}}.get(name, FILES)
         )
         assert "\n" not in text and text.isprintable()
         return None

@@ -212,6 +212,7 @@ def test_one_dimension_is_the_middle_column():
 # --- The file ---------------------------------------------------------------------------------------------------------
 
 GRID = Grid(points=3, images=50)
+FILE = f"{GRID.stem}.csv"
 
 
 def compute_small(file, each=ignore, weights="same", grid=GRID):
@@ -225,13 +226,14 @@ class Killed(Exception):
 @pytest.mark.parametrize("rows", [0, 1, 4, 9])
 @pytest.mark.parametrize("half_a_row", [b"", b"0.0,", b"1.0,1.0,2.0"])
 def test_interrupted_and_continued_equals_in_one_go(tmp_path, rows, half_a_row):
-    compute_small(tmp_path / "whole.csv")
+    (tmp_path / "whole").mkdir()
+    compute_small(tmp_path / "whole" / FILE)
 
     def stop(done):
         if done == rows:
             raise Killed
 
-    file = tmp_path / "surface.csv"
+    file = tmp_path / FILE
     with pytest.raises(Killed):
         compute_small(file, stop)
     assert len(read_surface(file).losses) == rows
@@ -241,11 +243,11 @@ def test_interrupted_and_continued_equals_in_one_go(tmp_path, rows, half_a_row):
     computed = []
     compute_small(file, computed.append)
     assert computed == list(range(rows, 10))
-    assert file.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert file.read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
 
 
 def test_file_says_what_it_is_and_reads_as_csv(tmp_path):
-    file = tmp_path / "surface.csv"
+    file = tmp_path / FILE
     compute_small(file)
     first, second, *rows = file.read_text(encoding="utf-8").splitlines()
     about = json.loads(first.removeprefix("# "))
@@ -258,17 +260,17 @@ def test_file_says_what_it_is_and_reads_as_csv(tmp_path):
 
 
 def test_a_file_of_other_weights_is_set_aside(tmp_path):
-    file = tmp_path / "surface.csv"
+    file = tmp_path / FILE
     compute_small(file, weights="before")
     old = file.read_bytes()
     compute_small(file, weights="after")
     assert read_surface(file).weights_sha256 == "after"
-    (aside,) = tmp_path.glob(".surface.before-*.csv")
+    (aside,) = tmp_path.glob(f".{GRID.stem}.before-*.csv")
     assert aside.read_bytes() == old
 
 
 def test_a_second_writer_is_noticed(tmp_path):
-    file = tmp_path / "surface.csv"
+    file = tmp_path / FILE
 
     def other(done):
         if done == 4:
@@ -297,7 +299,7 @@ def test_a_grid_that_cannot_be(change):
 
 
 def test_malformed_rows_are_named_with_their_line(tmp_path):
-    file = tmp_path / "surface.csv"
+    file = tmp_path / FILE
     compute_small(file)
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     for number, line, complaint in (
@@ -311,10 +313,20 @@ def test_malformed_rows_are_named_with_their_line(tmp_path):
         assert str(error.value).startswith(f"{file}:{number}: ")
 
 
+def test_a_file_in_another_grids_place_is_refused(tmp_path):
+    """The surface of 50 images under the name of one of 60."""
+    file = tmp_path / FILE
+    compute_small(file)
+    other = file.rename(tmp_path / "surface-2d-3x3-range1-60images-seed0-eval.csv")
+    with pytest.raises(RunFileError) as error:
+        read_surface(other)
+    assert str(error.value) == f"{other}:1: this surface belongs into surface-2d-3x3-range1-50images-seed0-eval.csv"
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 400), st.booleans())
 def test_arbitrary_bytes_give_a_clean_error(tmp_path_factory, noise, at, whole_header):
-    file = tmp_path_factory.mktemp("noise") / "surface.csv"
+    file = tmp_path_factory.mktemp("noise") / FILE
     good = header(GRID, "x").encode() if whole_header else b""
     file.write_bytes(good[:at] + noise + good[at:])
     complaint = str(file)

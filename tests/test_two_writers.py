@@ -123,6 +123,51 @@ def test_a_run_that_was_removed_and_begun_anew_belongs_to_the_second(command, re
     assert differences(content(results), command.reference) == []
 
 
+@pytest.fixture(scope="module")
+def begun(synthetic_data, workers):
+    """A command, and results that it would continue: one epoch, a step behind its checkpoint in the log."""
+    command = Command(synthetic_data, workers, "--lrs", "1e-2", "--epochs", "2")
+    with folder_in_memory() as prepared:
+        assert command.run(prepared, "--epochs", "1").status == 0
+        (folder,) = find_run_folders(prepared)
+        (folder / "summary.json").unlink()
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps(config | {"epochs": 2}), encoding="utf-8")
+        with open(folder / "steps.csv", "a", encoding="utf-8") as log:
+            log.write("3,2.5\n")
+        yield command, prepared
+
+
+@pytest.mark.parametrize("stolen", [False, True])
+def test_paused_at_every_call_that_changes_a_file(stolen, begun, workers):
+    """A call that follows the question whose run it is acts on the folder of then; what opens a file asks after it."""
+    command, prepared = begun
+    with folder_in_memory() as results:
+        calls = workers.apply(faults.calls_of, (command.argv, results, prepared))
+    kinds = {"open"} if stolen else {"open", "rename", "unlink", "mkdir"}
+    numbers = [number for number, call in enumerate(calls) if call in kinds]
+    assert len(numbers) > 10
+    trials = [(faults.paused_trial, command.argv, command.reference, prepared, number, stolen) for number in numbers]
+    found = workers.starmap(faults.guarded, trials, chunksize=1)
+    assert {number: wrong for number, wrong in zip(numbers, found, strict=True) if wrong} == {}
+
+
+def test_without_locks_a_living_process_is_left_alone(command, results):
+    """flock gives ENOLCK, as on a network drive."""
+    first = Training(command.into(results), prepare=partial(faults.paused_without_locks, 21))
+    assert first.reaches(lambda: "signalled" in first.output("out")), first.output("err")
+    before = snapshot(results)
+    second = Training(command.into(results), prepare=faults.without_locks).wait()
+    assert (second.status, second.err.count("\n")) == (1, 1)
+    assert f"process {first.pid} on {socket.gethostname()} is training this run" in second.err
+    assert snapshot(results) == before
+    first.signal(signal.SIGKILL)
+    first.wait()
+    third = Training(command.into(results), prepare=faults.without_locks).wait()
+    assert (third.status, third.err) == (0, "")
+    assert differences(content(results), command.reference) == []
+
+
 def test_an_owner_that_cannot_be_read(command, results):
     first = paused(command.into(results))
     for owner in results.rglob(".*.owner.json"):

@@ -18,18 +18,20 @@ import threading
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from cifar_lab.data import sources
 from cifar_lab.data.sources import Arrays, DataError, naming
 from cifar_lab.project import DATA
-from cifar_lab.run_folder.files import write_text, write_whole
+from cifar_lab.run_folder.files import open_regular, read_regular, write_text, write_whole
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NAME = "CIFAR-10"
 CACHE = "cifar10.npz"
 MANIFEST = "dataset.json"
+LARGEST, LARGEST_MANIFEST = 1 << 32, 1 << 20  # bytes
 SHA256 = {  # of the C-ordered bytes
     "train_images": "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",  # (50000, 32, 32, 3) uint8
     "train_labels": "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",  # (50000,) uint8
@@ -59,7 +61,7 @@ def load(data_dir: str | Path | None = None, download: bool = True) -> Cifar10:
         sums, name = _declared(folder)
         if (folder / CACHE).exists():
             advice = f"{CACHE} is not used (move it away, and the data are fetched again)"
-            with naming(advice), np.load(folder / CACHE, allow_pickle=False) as content:
+            with naming(advice), open_regular(folder / CACHE, LARGEST) as file, _opened(file) as content:
                 return _verified({key: content[key] for key in SHA256}, sums, name)
         if name != NAME:
             raise DataError(f"{MANIFEST} declares {name}, but {CACHE} is missing")
@@ -73,6 +75,12 @@ def load(data_dir: str | Path | None = None, download: bool = True) -> Cifar10:
             signal.signal(signal.SIGTERM, before)
 
 
+def check_labels(labels: np.ndarray, classes: int) -> None:
+    """Raises DataError if a network with so many classes does not know all of these labels."""
+    if (largest := labels.max(initial=0)) >= classes:
+        raise DataError(f"a label is {largest}; the network has {classes} classes, from 0")
+
+
 def write_cache(folder: Path, arrays: Arrays, name: str = NAME) -> None:
     """Writes the four arrays as the cache of a data directory; other data than CIFAR-10 are declared as such."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,6 +88,16 @@ def write_cache(folder: Path, arrays: Arrays, name: str = NAME) -> None:
         manifest = {"name": name, "sha256": {key: _sha256(arrays[key]) for key in SHA256}}
         write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     write_whole(folder / CACHE, lambda file: np.savez(file, **arrays))
+
+
+def _opened(file: BinaryIO) -> np.lib.npyio.NpzFile:
+    """The arrays of a cache, which are read when they are asked for."""
+    content = np.load(file, allow_pickle=False)
+    if not isinstance(content, np.lib.npyio.NpzFile):
+        raise DataError("not an archive of arrays")
+    if (size := sum(part.file_size for part in content.zip.infolist())) > LARGEST:
+        raise DataError(f"unpacks to {size:,} bytes")
+    return content
 
 
 def _sha256(array: np.ndarray) -> str:
@@ -105,7 +123,7 @@ def _declared(folder: Path) -> tuple[dict[str, str], str]:
     if not (folder / MANIFEST).exists():
         return SHA256, NAME
     with naming(MANIFEST):
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = json.loads(read_regular(folder / MANIFEST, LARGEST_MANIFEST).decode())
         name, sums = content["name"], content["sha256"]
         texts = all(isinstance(text, str) for text in (name, *sums.values()))
         if not texts or name in ("", NAME) or sums.keys() != SHA256.keys():

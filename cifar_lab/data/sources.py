@@ -20,12 +20,15 @@ from urllib.request import urlopen
 import numpy as np
 from tqdm import tqdm
 
+from cifar_lab.run_folder.files import open_regular, read_regular
+
 Arrays = dict[str, np.ndarray]
 
 BATCHES = "cifar-10-batches-py"  # the folder that torchvision leaves behind
 ARCHIVE = "cifar-10-python.tar.gz"  # the same folder, as the University of Toronto serves it
 HOMEPAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 BATCH_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+LARGEST, LARGEST_PART = 1 << 30, 1 << 28  # bytes: of an archive, packed or not, and of a file in it
 STALL_SECONDS = 60.0  # a download is given up if its server sends nothing for this time,
 NPM_SECONDS = 900.0  # and npm if it takes longer than this
 
@@ -56,7 +59,7 @@ def read_batches(path: Path) -> Arrays:
     images, labels = [], []
     for name in BATCH_FILES:
         with naming(name):
-            content = archived[name] if archived else (path / name).read_bytes()
+            content = archived[name] if archived else read_regular(path / name, LARGEST_PART)
             batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
             # A row is an image: 1024 values of red, then green, then blue.
             images.append(batch[b"data"].array().reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
@@ -89,11 +92,24 @@ class _Unpickler(pickle.Unpickler):
         raise DataError(f"asks for {module}.{name}, which has no place in a batch of images; refused")
 
 
+class _Member(tarfile.TarInfo):
+    """A header of an archive; what it announces is neither read nor skipped if it is far too large."""
+
+    @classmethod
+    def frombuf(cls, *arguments: object) -> "_Member":
+        member = super().frombuf(*arguments)
+        if member.size > LARGEST_PART:
+            raise DataError(f"holds a part of {member.size:,} bytes")
+        return member
+
+
 def _members(path: Path, names: Collection[str]) -> dict[str, bytes]:
     """The files of these names in an archive, whatever folder they are in."""
     files = {}
-    with tarfile.open(path) as archive:
+    with open_regular(path, LARGEST) as file, tarfile.open(fileobj=file, tarinfo=_Member) as archive:
         for member in archive:
+            if archive.offset > LARGEST:
+                raise DataError(f"{path.name} unpacks to more than {LARGEST:,} bytes")
             if member.isfile() and (name := Path(member.name).name) in names:
                 files[name] = archive.extractfile(member).read()
     if missing := set(names) - files.keys():

@@ -1,13 +1,14 @@
 """The figure of a screening design: the effect of each switch, from `<results>/<preset>/switches-*.csv`."""
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_lab.figures.style import OTHER_COLOURS, Figures, plt, small_print, wrapped
 from cifar_lab.run_folder.reader import Run
-from cifar_lab.run_folder.schema import RunFileError
+from cifar_lab.run_folder.schema import RunFileError, read_bytes
 
 FLIPS = OTHER_COLOURS[0]  # of a switch that flips the sign
 
@@ -16,11 +17,10 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
     """A figure for each claim whose design is complete."""
     for file in sorted((results / preset).glob("switches-*.csv")):
         try:
-            with open(file, encoding="utf-8", newline="") as lines:
-                rows = list(csv.DictReader(lines, strict=True))
-            figure, caption = _draw(rows, preset)
-        except OSError as error:
-            figures.errors.append(RunFileError(file, error.strerror or "cannot be read"))
+            lines = io.StringIO(read_bytes(file).decode(), newline="")
+            figure, caption = _draw(list(csv.DictReader(lines, strict=True)), preset)
+        except RunFileError as error:
+            figures.errors.append(error)
         except (csv.Error, KeyError, IndexError, TypeError, ValueError) as error:
             figures.errors.append(RunFileError(file, f"not a table of switches ({error})"))
         else:

@@ -15,12 +15,14 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from cifar_lab.run_folder import files
-from cifar_lab.run_folder.schema import RunFileError
+from cifar_lab.run_folder.schema import RunFileError, read_bytes
 
 BATCH = 128  # images per forward pass, at most: the fastest on a CPU
 LARGEST_GRID = 1001  # points along a direction
+LARGEST_FILE = 1 << 27  # bytes
 COLUMNS = "a,b,loss"
 
 
@@ -86,10 +88,7 @@ def header(grid: Grid, weights_sha256: str) -> str:
 def read_surface(file: str | Path) -> Surface:
     """Reads a surface file; half a last row is ignored. Raises RunFileError, naming file and line."""
     file = Path(file)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise RunFileError(file, error.strerror or "cannot be read") from None
+    data = read_bytes(file, LARGEST_FILE)
     lines = data.split(b"\n")[:-1]  # what follows the last newline is half a row
     try:
         about = json.loads(lines[0].removeprefix(b"# "))
@@ -100,6 +99,8 @@ def read_surface(file: str | Path) -> Surface:
         raise RunFileError(file, "not the header of a surface file", 1) from None
     if lines[:2] != expected:
         raise RunFileError(file, "not the header of a surface file", 1 if lines[0] != expected[0] else 2)
+    if file.stem != grid.stem:
+        raise RunFileError(file, f"this surface belongs into {grid.stem}.csv", 1)
     losses = []
     for line_number, (line, place) in enumerate(zip(lines[2:], coordinates, strict=False), start=3):
         try:
@@ -175,8 +176,20 @@ def compute(file: Path, model, weights_sha256: str, images, labels, grid: Grid, 
     """Writes the rows that a surface file still lacks. Each is on the disk before the next is computed.
 
     each: is told the number of rows after every one. A file of other weights (the run was trained further) is moved
-    aside, not deleted. Raises RunFileError on a malformed one, and OSError.
+    aside, not deleted. Raises RunFileError on a malformed one, or if another process writes to it, and OSError.
     """
+    lock = FileLock(file.with_name(f".{file.stem}.lock"))
+    try:
+        files.lock(lock)
+    except Timeout:
+        raise RunFileError(file, "another process writes to it") from None
+    try:
+        _compute(file, model, weights_sha256, images, labels, grid, each)
+    finally:
+        lock.release()
+
+
+def _compute(file: Path, model, weights_sha256: str, images, labels, grid: Grid, each: Callable[[int], None]) -> None:
     if file.exists():
         found = read_surface(file)
         if found.weights_sha256 != weights_sha256:

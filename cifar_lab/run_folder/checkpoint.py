@@ -5,7 +5,6 @@ before it is kept beside it, and used if the newest is damaged.
 """
 
 import io
-import os
 import shlex
 import warnings
 import zipfile
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from cifar_lab.networks import describe, find_network
-from cifar_lab.run_folder.files import write_whole
+from cifar_lab.run_folder.files import May, NotRegular, always, read_regular, rename, write_whole
 from cifar_lab.run_folder.schema import read_config
 from cifar_lab.run_folder.validation import Form
 from cifar_lab.settings import RunConfig, training_root
@@ -32,19 +31,24 @@ class CheckpointError(Exception):
     """A checkpoint that cannot be used; the text names the file and says why."""
 
 
-def save(folder: Path, state: dict) -> None:
-    """Writes a run's newest checkpoint and keeps the one before. Raises OSError."""
+def save(folder: Path, state: dict, may: May = always) -> None:
+    """Writes a run's newest checkpoint and keeps the one before. Raises OSError, and what `may` raises."""
     content = io.BytesIO()
     torch.save(state, content)  # straight into a file, it would report a full disk as an error in its own archive
-    write_whole(folder / NEWEST, lambda file: file.write(content.getbuffer()), keep=folder / PREVIOUS)
+    write_whole(folder / NEWEST, lambda file: file.write(content.getbuffer()), keep=folder / PREVIOUS, may=may)
 
 
 def read(path: Path, largest: int = LARGEST) -> Any:
-    """The content of one checkpoint of at most so many bytes, on the CPU; not validated. Raises CheckpointError."""
+    """The content of one checkpoint of at most so many bytes, on the CPU; not validated.
+
+    Raises CheckpointError, and OSError if a sound one may lie there that cannot be read just now.
+    """
     try:
-        content = path.read_bytes()
+        content = read_regular(path, largest)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no checkpoint") from None
+    except NotRegular as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if sum(part.file_size for part in archive.infolist()) > largest:
@@ -93,9 +97,9 @@ def _present(folder: Path) -> list[Path]:
     return [folder / name for name in (NEWEST, PREVIOUS) if (folder / name).exists()]
 
 
-def set_aside(folder: Path) -> None:
+def set_aside(folder: Path, may: May) -> None:
     """Renames a newest checkpoint that cannot be used, so that the next one does not take the previous one's place."""
-    os.replace(folder / NEWEST, folder / UNUSABLE)
+    rename(folder / NEWEST, UNUSABLE, may)
 
 
 def load_model(

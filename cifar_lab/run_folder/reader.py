@@ -13,6 +13,7 @@ from cifar_lab.experiments import folder_of, known_experiments
 from cifar_lab.run_folder.schema import RunFileError, read_config, read_summary
 from cifar_lab.run_folder.tables import (
     EPOCH_COLUMNS,
+    LARGEST_TABLE,
     PREDICTIONS,
     PROBE_COLUMNS,
     PROBE_COLUMNS_NOT_FINITE,
@@ -198,15 +199,21 @@ def read_run(folder: str | Path) -> Run:
     # The summary comes first: where it exists, the logs that it sums up are whole.
     summary = read_summary(folder / "summary.json")
     complete = summary is not None
-    epochs = read_table(folder / "epochs.csv", EPOCH_COLUMNS, complete)
-    steps = read_table(folder / "steps.csv", STEP_COLUMNS, complete)
+    # A probe has at most ten rows a step, of at most 200 bytes.
+    steps_planned = config["epochs"] * RunConfig(**config["settings"]).steps_per_epoch
+    largest = min(LARGEST_TABLE, 2_000 * steps_planned + (1 << 20))
+    epochs = read_table(folder / "epochs.csv", EPOCH_COLUMNS, complete, largest=largest)
+    steps = read_table(folder / "steps.csv", STEP_COLUMNS, complete, largest=largest)
     probes = None
     if (folder / "probes.csv").exists():
-        probes = read_table(folder / "probes.csv", PROBE_COLUMNS, complete, PROBE_COLUMNS_NOT_FINITE)
+        probes = read_table(folder / "probes.csv", PROBE_COLUMNS, complete, PROBE_COLUMNS_NOT_FINITE, largest)
         probes = check_probes(folder / "probes.csv", probes, complete)
-    for name, rows, key in ((("epochs.csv", epochs["epoch"], "epochs")), ("steps.csv", steps["step"], "steps")):
-        if summary and len(rows) < summary[key]:
-            raise RunFileError(folder / name, f"{len(rows)} whole rows; summary.json says {summary[key]}")
+    try:
+        _check_lengths(folder, config, summary, len(epochs["epoch"]), len(steps["step"]))
+    except RunFileError:
+        if (read_config(folder), read_summary(folder / "summary.json")) != (config, summary):
+            return read_run(folder)  # the run has been continued meanwhile
+        raise
     check_epochs(folder / "epochs.csv", epochs)
     right = None
     if summary and summary["diverged_at_step"] is None and len(epochs["epoch"]) and (folder / PREDICTIONS).exists():
@@ -218,6 +225,24 @@ def read_run(folder: str | Path) -> Run:
         earlier_environments=config["earlier_environments"], epochs=epochs, losses=steps["loss"], probes=probes,
         summary=summary, right=right,
     )  # fmt: skip
+
+
+def _check_lengths(folder: Path, config: dict, summary: dict | None, epochs: int, steps: int) -> None:
+    """Raises RunFileError if the logs have more rows than the run has epochs and steps, or others than it sums up."""
+    per_epoch = RunConfig(**config["settings"]).steps_per_epoch
+    for name, rows, key, planned in (
+        ("epochs.csv", epochs, "epochs", config["epochs"]), ("steps.csv", steps, "steps", config["epochs"] * per_epoch),
+    ):  # fmt: skip
+        if summary and rows != summary[key]:
+            raise RunFileError(folder / name, f"{rows} whole rows; summary.json says {summary[key]}")
+        if rows > planned:
+            raise RunFileError(folder / name, f"{rows} rows; config.json has {planned} {key}")
+    if not summary:
+        return
+    diverged = summary["diverged_at_step"]
+    if diverged not in (None, steps + 1) or (diverged and epochs == config["epochs"]):
+        has = f"steps.csv has {steps} rows, epochs.csv {epochs}"
+        raise RunFileError(folder / "summary.json", f"diverged at step {diverged}; {has}")
 
 
 def _check_place(run: Run) -> None:

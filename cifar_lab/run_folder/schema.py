@@ -11,9 +11,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cifar_lab.run_folder.files import read_regular
 from cifar_lab.settings import ALL_PRESETS, OPTION, RunConfig
 
 SCHEMA = 2  # since 2, config.json names the network's script, label and fingerprint
+LARGEST_TEXT = 1 << 24  # bytes of a JSON file
 LARGEST_INTEGER = 2**53  # beyond it a float, and with it most readers of JSON, skips integers
 
 
@@ -67,6 +69,11 @@ def _or_none(kind: Kind) -> Kind:
 
 def _form(pattern: str, what: str) -> Kind:
     return _kind(lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None, what)
+
+
+def a_line(text: str) -> str:
+    """A text from elsewhere (a device, a tag of git, the environment) as a config.json may hold it."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:300]
 
 
 _TEXT = _kind(lambda value: isinstance(value, str) and value.isprintable(), "a line of text")
@@ -133,7 +140,11 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The checked content of config.json; `settings` holds every field of `RunConfig`. Raises RunFileError."""
     path = Path(folder) / "config.json"
-    config = _read_json(path)
+    return check_config(path, _read_json(path))
+
+
+def check_config(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The content of a config.json, or of one that is to be written, as `read_config` gives it. Raises RunFileError."""
     if config.get("schema") != SCHEMA or isinstance(config["schema"], bool):
         raise RunFileError(path, f"schema is not {SCHEMA}, the one this version reads")
     config = {"earlier_environments": [], "width_factors": []} | config
@@ -197,9 +208,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a file. Raises RunFileError."""
+def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
+    """The content of a regular file of at most so many bytes. Raises RunFileError."""
     try:
-        return path.read_bytes()
+        return read_regular(path, largest)
     except OSError as error:
         raise RunFileError(path, error.strerror or "cannot be read") from None

@@ -29,17 +29,22 @@ PROBE_COLUMNS_NOT_FINITE = ("loss", "grad_change", "grad_cosine", "beta")
 PREDICTIONS = "predictions.txt"
 PREDICTIONS_IN_LINE = 100
 
+LARGEST_TABLE = 1 << 30  # bytes of a CSV file: the steps of 40,000 epochs at full size
+
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _NOT_FINITE = re.compile(rb"[+-]?(inf|nan)")
 
 
 def read_table(
-    path: Path, columns: Sequence[str], complete: bool, not_finite: Collection[str] = ()
+    path: Path, columns: Sequence[str], complete: bool, not_finite: Collection[str] = (), largest: int = LARGEST_TABLE
 ) -> dict[str, np.ndarray]:
-    """The whole rows of a CSV of numbers, by column. Only the columns in `not_finite` may hold inf and nan."""
+    """The whole rows of a CSV of numbers, by column. Only the columns in `not_finite` may hold inf and nan.
+
+    largest: bytes of the file.
+    """
     if not path.exists() and not complete:
         return {name: np.empty(0) for name in columns}
-    data = read_bytes(path).replace(b"\r\n", b"\n")
+    data = read_bytes(path, largest).replace(b"\r\n", b"\n")
     header, newline, body = data.partition(b"\n")
     expected = ",".join(columns).encode()
     if header != expected and (complete or newline or not expected.startswith(header)):

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_lab.run_folder.tables import EPOCH_COLUMNS, STEP_COLUMNS
+from cifar_lab.run_folder.files import read_regular
+from cifar_lab.run_folder.tables import EPOCH_COLUMNS, LARGEST_TABLE, STEP_COLUMNS
 
 COLUMNS = {"epochs.csv": EPOCH_COLUMNS, "steps.csv": STEP_COLUMNS}
 FOLDER = "tensorboard"  # in the folder of a run that is trained with --log tensorboard
@@ -33,7 +34,8 @@ class Events:
             old.unlink()
         self._writer = SummaryWriter(str(folder))
         for name in COLUMNS:
-            whole, _, _ = (logs / name).read_text(encoding="utf-8").rpartition("\n")  # without half a last row
+            text = read_regular(logs / name, LARGEST_TABLE).decode()
+            whole, _, _ = text.rpartition("\n")  # without half a last row
             self.add(name, whole.splitlines()[1:])
 
     def add(self, name: str, rows: Sequence[str]) -> None:

@@ -1,14 +1,16 @@
 """Writes a run folder: settings, logs, checkpoints, summary. `cifar_lab.run_folder.reader` reads it."""
 
 import contextlib
+import errno
 import json
 import os
 import platform
+import secrets
 import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -20,9 +22,10 @@ from filelock import FileLock, Timeout
 from cifar_lab.project import ROOT
 from cifar_lab.run_folder import checkpoint, files, tensorboard
 from cifar_lab.run_folder.reader import read_run
-from cifar_lab.run_folder.schema import SCHEMA, RunFileError, read_config
+from cifar_lab.run_folder.schema import SCHEMA, RunFileError, a_line, check_config, read_config
 from cifar_lab.run_folder.tables import (
     EPOCH_COLUMNS,
+    LARGEST_TABLE,
     PREDICTIONS,
     PROBE_COLUMNS,
     STEP_COLUMNS,
@@ -46,25 +49,42 @@ def commit_of(checkout: Path) -> str | None:
     """The commit of a checkout, marked if it is changed; None if there is none."""
     describe = ["git", "-C", checkout, "describe", "--always", "--dirty", "--abbrev=12"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        ended = subprocess.run(describe, capture_output=True, text=True, errors="replace", timeout=10, check=True)
+        return ended.stdout.strip()
     return None
 
 
 def environment(device: str, precision: str, data_sha256: dict[str, str]) -> dict:
     """What does not identify a run but belongs beside its numbers."""
-    return {
+    lines = {
         "commit": os.environ.get("GIT_COMMIT") or commit_of(ROOT),  # for a copy without its history
         "device": device,
         "precision": precision,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
-        "data_sha256": data_sha256,
     }
+    return {name: text and a_line(text) for name, text in lines.items()} | {"data_sha256": data_sha256}
 
 
-def _this_process() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}"
+def _is_alive(pid: object) -> bool:
+    """Whether a process of this machine has that number."""
+    if not isinstance(pid, int) or not 0 < pid < 2**31:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
+
+
+def _named(owner: dict) -> str:
+    """A process that holds a folder, in words; empty if it does not say."""
+    if not isinstance(owner.get("pid"), int) or not isinstance(owner.get("host"), str):
+        return ""
+    return f"process {owner['pid']} on {owner['host'][:100]}"
 
 
 class Recorder:
@@ -81,8 +101,11 @@ class Recorder:
         self.preset = preset
         self.events: tensorboard.Events | None = None  # of --log tensorboard
         self._network = network
-        self._lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
-        self._owner = folder.with_name(f".{folder.name}.owner.json")
+        self._lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        self._owner_file = folder.with_name(f".{folder.name}.owner.json")
+        # Told from others by a word of its own: a number of a process comes back, and a machine's name changes.
+        self._own = {"pid": os.getpid(), "host": socket.gethostname(), "token": secrets.token_hex(16)}
+        self._acquired = False
         self._logs = [name for name in HEADERS if name != "probes.csv" or config.probe_every]
 
     # --- Before training -----------------------------------------------------------------------------------------
@@ -90,7 +113,7 @@ class Recorder:
     def existing(self, data_sha256: dict[str, str]) -> dict | None:
         """The folder's config.json, None if there is no run yet. Writes nothing.
 
-        Raises FolderError if its settings are not the ones asked for, or its config.json cannot be read.
+        Raises FolderError if its settings are not the ones asked for, or its files cannot be read.
         """
         if not self.folder.exists():
             return None
@@ -100,6 +123,7 @@ class Recorder:
             return None
         try:
             found = read_config(self.folder)
+            read_run(self.folder)  # what cannot be read now could not be read after the last epoch either
         except RunFileError as error:
             raise FolderError(f"{error}; --fresh moves the folder aside") from None
         old, new = found["settings"], asdict(self.config)
@@ -127,39 +151,54 @@ class Recorder:
         """Holds the folder for this process. Raises Busy, naming who holds it, and OSError."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire()
+            alone = files.lock(self._lock)
         except Timeout:
-            raise Busy(f"{self.folder}: {self._holder() or 'another process'} is training this run") from None
+            alone = None
+        owner = self._owner()
+        if alone is False:  # no locks: what a living process of this machine says of itself has to do
+            alone = owner.get("host") != self._own["host"] or not _is_alive(owner.get("pid"))
+        if not alone:
+            raise Busy(f"{self.folder}: {_named(owner) or 'another process'} is training this run")
         try:
-            files.remove_unfinished(self._owner)
-            files.write_text(self._owner, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            files.remove_unfinished(self._owner_file)
+            files.write_text(self._owner_file, json.dumps(self._own))
+            self._acquired = True
         except BaseException:
             self._lock.release()
             raise
 
     def release(self) -> None:
         """Lets other processes write to the folder again."""
-        if self._lock.is_locked:
-            if self._holder() == _this_process():
-                self._owner.unlink(missing_ok=True)
+        if not self._acquired:
+            return
+        self._acquired = False
+        try:
+            with contextlib.suppress(Busy, FileNotFoundError):
+                files.remove(self._owner_file, self.check_held)
+        finally:
             self._lock.release()
 
-    def _holder(self) -> str | None:
-        """The process that holds the folder, in words; None if that cannot be said."""
+    def _owner(self) -> dict:
+        """Who holds the folder, as that process says; empty if that cannot be said."""
         try:
-            owner = json.loads(self._owner.read_text(encoding="utf-8"))
-            return f"process {owner['pid']} on {owner['host']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            owner = json.loads(files.read_regular(self._owner_file, 4096))
+        except (OSError, ValueError, RecursionError):
+            owner = None
+        return owner if isinstance(owner, dict) else {}
 
-    def _check_held(self) -> None:
-        """Raises Busy if another process has taken over the run.
+    def check_held(self) -> None:
+        """Raises Busy if another process has taken over the run, FileNotFoundError if one did and has ended, or the
+        results folder was removed; asked before each change.
 
-        The lock alone does not keep it out if the results folder was removed, and the lock with it, or if a
-        network file system's locks end at the host.
+        The lock alone does not keep others out if it was removed with the folder that it is in, or if a file system has
+        no locks, or they end at the host.
         """
-        if (holder := self._holder()) not in (None, _this_process()):
-            raise Busy(f"{self.folder}: {holder} is training this run too; this process leaves it to that one")
+        if not self._owner_file.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._owner_file))
+        owner = self._owner()
+        if owner and owner.get("token") != self._own["token"]:
+            by = _named(owner) or "another process"
+            raise Busy(f"{self.folder}: {by} is training this run too; this process leaves it to that one")
 
     def set_aside(self) -> Path | None:
         """Moves an existing folder out of the sight of plots, under a name that says when. Deletes nothing."""
@@ -167,22 +206,20 @@ class Recorder:
             return None
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         aside = self.folder.with_name(f".{self.folder.name}.before-{stamp}")
-        os.replace(self.folder, aside)
+        files.rename(self.folder, aside.name, self.check_held)
         return aside
 
     def start(self, epochs: int, described: dict, width_factors: Sequence[dict] = ()) -> None:
-        """Makes the folder of a new run, or brings config.json of an old one up to date. Raises OSError.
+        """Makes the folder of a new run, or brings config.json of an old one up to date.
 
-        width_factors: `width.recorded`; left out of config.json if there are none.
+        width_factors: `width.recorded`; left out of config.json if there are none. Raises OSError, and FolderError if
+        what config.json would hold could not be read again.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            files.remove_unfinished(self.folder / name)
         config = self.folder / "config.json"
         earlier: list[dict] = []
         if config.exists():
-            old = json.loads(config.read_text(encoding="utf-8"))
-            earlier = old.get("earlier_environments", [])
+            old = read_config(self.folder)
+            earlier = old["earlier_environments"]
             if old["environment"] != described:
                 earlier = [*earlier, old["environment"]]
         content = {
@@ -197,31 +234,40 @@ class Recorder:
         }
         if earlier:
             content["earlier_environments"] = earlier
-        files.write_text(config, json.dumps(content, indent=1) + "\n")
+        try:
+            check_config(config, content)
+        except RunFileError as error:
+            raise FolderError(f"{error}, and would not be read again") from None
+        self.check_held()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            files.remove_unfinished(self.folder / name, self.check_held)
+        files.write_text(config, json.dumps(content, indent=1) + "\n", self.check_held)
         for name in self._logs:
             if not (self.folder / name).exists():
-                files.write_text(self.folder / name, ",".join(HEADERS[name]) + "\n")
+                files.write_text(self.folder / name, ",".join(HEADERS[name]) + "\n", self.check_held)
 
-    def truncate(self, epochs: int, steps: int, probed_up_to: int) -> None:
-        """Removes what the logs hold beyond a checkpoint, and the summary, which is derived from them.
-
-        Raises FolderError, and then has changed nothing, if they hold less than the checkpoint.
-        """
+    def kept(self, epochs: int, steps: int, probed_up_to: int) -> dict[str, list[bytes]]:
+        """The rows of each log up to a checkpoint. Raises FolderError if one holds less than the checkpoint."""
         kept = {name: self._rows(name, wanted) for name, wanted in (("epochs.csv", epochs), ("steps.csv", steps))}
         if "probes.csv" in self._logs:
             kept["probes.csv"] = self._probes(probed_up_to)
-        (self.folder / "summary.json").unlink(missing_ok=True)
+        return kept
+
+    def truncate(self, kept: Mapping[str, list[bytes]]) -> None:
+        """Removes all rows but those `kept` from the logs, and the summary, which is derived from them."""
+        files.remove(self.folder / "summary.json", self.check_held)
         if len(self._whole_rows("epochs.csv")) > len(kept["epochs.csv"]):
             self._drop_predictions()
         for name, rows in kept.items():
             path = self.folder / name
-            if path.exists() and path.read_bytes() != b"".join(rows):
-                files.write_whole(path, lambda file, rows=rows: file.writelines(rows))
+            if path.exists() and files.read_regular(path, LARGEST_TABLE) != b"".join(rows):
+                files.write_whole(path, lambda file, rows=rows: file.writelines(rows), may=self.check_held)
 
     def _whole_rows(self, name: str) -> list[bytes]:
         """The rows of a log, the header first, without half a last one."""
         path = self.folder / name
-        rows = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        rows = files.read_regular(path, LARGEST_TABLE).splitlines(keepends=True) if path.exists() else []
         return [row for row in rows if row.endswith(b"\n")]
 
     def _rows(self, name: str, wanted: int) -> list[bytes]:
@@ -250,8 +296,7 @@ class Recorder:
     # --- During training -----------------------------------------------------------------------------------------
 
     def _append(self, name: str, rows: list[str]) -> None:
-        self._check_held()
-        files.append(self.folder / name, "".join(row + "\n" for row in rows))
+        files.append(self.folder / name, "".join(row + "\n" for row in rows), self.check_held)
         if self.events and name in tensorboard.COLUMNS:
             self.events.add(name, rows)
 
@@ -270,21 +315,20 @@ class Recorder:
 
     def sync_logs(self) -> None:
         """Waits until the logs are on the disk: a checkpoint must never be ahead of them."""
-        self._check_held()
+        self.check_held()
         for name in self._logs:
             files.sync(self.folder / name)
 
     def _drop_predictions(self) -> None:
         """Removes predictions, which are of the last epoch in epochs.csv, before another one becomes the last."""
-        (self.folder / PREDICTIONS).unlink(missing_ok=True)
+        files.remove(self.folder / PREDICTIONS, self.check_held)
 
     def write_predictions(self, labels: np.ndarray, predictions: np.ndarray) -> None:
         """labels, predictions: (N,) integers, of the test images in the data set's order."""
-        self._check_held()
-        files.write_text(self.folder / PREDICTIONS, predictions_text(labels, predictions))
+        files.write_text(self.folder / PREDICTIONS, predictions_text(labels, predictions), self.check_held)
 
     def finish(self, summary: dict) -> None:
         """Writes summary.json, which marks the run as complete."""
-        files.write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        files.write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n", self.check_held)
         if self.events:
             self.events.close()

@@ -1,7 +1,7 @@
 """One network in training: its weights, optimizer and position, and how they are saved and loaded."""
 
 from collections.abc import Callable
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -206,7 +206,7 @@ class TrainingRun:
             "test_seconds": self.test_seconds,
             "probes_stopped_at": self.probes_stopped_at,
         }
-        checkpoint.save(self.recorder.folder, state)
+        checkpoint.save(self.recorder.folder, state, self.recorder.check_held)
         self._saved_at = here
 
     def _load_state(self, state: dict) -> None:
@@ -234,28 +234,55 @@ class TrainingRun:
     def resume(self, warn: Callable[[str], None]) -> bool:
         """Loads the newest usable checkpoint and truncates the logs to it; False if there is none.
 
-        warn: is told of a newer one that is damaged. Raises CheckpointError, FolderError and RunFileError, and then has
-        changed nothing, if there are checkpoints and none can be used, or the logs hold less than it or are malformed.
+        warn: is told of a newer one that is damaged. Raises what `continuation` raises, and then has changed nothing.
         """
-        folder = self.recorder.folder
-        try:
-            found, passed_over = checkpoint.newest(folder, self._form)
-        except checkpoint.CheckpointError as error:
-            raise checkpoint.CheckpointError(f"{error}; --fresh starts again and keeps the old folder") from None
-        if not found and (folder / "summary.json").exists():
-            raise checkpoint.CheckpointError(
-                f"{folder / checkpoint.NEWEST}: there is no checkpoint from which the finished run could continue; "
-                "--fresh starts again and keeps the old folder"
-            )
-        if found:
-            self._load_state(found)
-        for reason in passed_over:
+        begun = continuation(self.recorder, self._form)
+        if begun.state:
+            self._load_state(begun.state)
+        for reason in begun.passed_over:
             warn(reason)
-        probed = self.probes_stopped_at - 1 if self.probes_stopped_at else self.position.total
-        epochs = self.position.epochs
-        self.recorder.truncate(epochs, self.position.total - self.position.step, probed_up_to=probed)
-        if found:
-            self.test_accuracy = read_run(folder).epochs["test_accuracy"][:epochs].tolist()
-        if passed_over:
-            checkpoint.set_aside(folder)
-        return bool(found)
+        self.recorder.truncate(begun.kept)
+        if begun.state:
+            epochs = read_run(self.recorder.folder).epochs
+            self.test_accuracy = epochs["test_accuracy"][: self.position.epochs].tolist()
+        if begun.passed_over:
+            checkpoint.set_aside(self.recorder.folder, self.recorder.check_held)
+        return bool(begun.state)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """From where a run can be continued."""
+
+    state: dict | None  # of the newest usable checkpoint; None: from the start
+    passed_over: list[str]  # what is wrong with a newer one
+    kept: dict[str, list[bytes]]  # the rows of each log up to there
+
+
+def continuation(recorder: Recorder, form: Form) -> Continuation:
+    """From where a run can be continued. Changes nothing.
+
+    Raises CheckpointError if there are checkpoints and none can be used, and FolderError if the logs hold less.
+    """
+    folder = recorder.folder
+    try:
+        state, passed_over = checkpoint.newest(folder, form)
+    except checkpoint.CheckpointError as error:
+        raise checkpoint.CheckpointError(f"{error}; --fresh starts again and keeps the old folder") from None
+    if not state and (folder / "summary.json").exists():
+        raise checkpoint.CheckpointError(
+            f"{folder / checkpoint.NEWEST}: there is no checkpoint from which the finished run could continue; "
+            "--fresh starts again and keeps the old folder"
+        )
+    here = state or {"epochs": 0, "step": 0}
+    steps = here["epochs"] * recorder.config.steps_per_epoch
+    stopped = here.get("probes_stopped_at")
+    probed = stopped - 1 if stopped else steps + here["step"]
+    return Continuation(state, passed_over, recorder.kept(here["epochs"], steps, probed))
+
+
+def check_continuation(description: Description, recorder: Recorder) -> None:
+    """Raises what `TrainingRun.resume` would raise, before anything is trained."""
+    with torch.random.fork_rng(devices=[]):
+        model = build(recorder.config)
+    continuation(recorder, Form(recorder.config, description, model))

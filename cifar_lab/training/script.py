@@ -24,7 +24,7 @@ from cifar_lab.training.device import Device, DeviceError, choose
 from cifar_lab.training.group import Lockstep
 from cifar_lab.training.loader import Loader
 from cifar_lab.training.plan import seed_of
-from cifar_lab.training.run import TrainingRun
+from cifar_lab.training.run import TrainingRun, check_continuation
 from cifar_lab.training.threads import share
 
 
@@ -58,10 +58,11 @@ def groups(cls: type[Settings], file: str | Path, argv: list[str]) -> Iterator[L
     for recorder in every:
         if recorder.folder.resolve().is_relative_to((ROOT / "results" / PUBLISHED).resolve()):
             raise FolderError(f"{recorder.folder}: the runs there came with the repository; training writes elsewhere")
-    data = load_data(settings)
+    data = load_data(settings, description.classes)
     if not settings.fresh:
         for recorder in every:
-            recorder.existing(data.sha256)
+            if recorder.existing(data.sha256) and not trained_to(recorder.summary(), settings.epochs):
+                check_continuation(description, recorder)
     console = Console()
     if device.note:
         console.say(device.note)
@@ -164,8 +165,10 @@ def open_group(
             run = TrainingRun(description, label, recorder, loader, threads)
             if run.resume(console.say):
                 console.say(f"{recorder.folder}: continues after epoch {run.position.epochs}, step {run.position.step}")
-            recorder.start(settings.epochs, described | {"threads": threads}, run.width_factors)
+            planned = max(settings.epochs, run.position.epochs)  # a run is not cut short by fewer
+            recorder.start(planned, described | {"threads": threads}, run.width_factors)
             if settings.log:
+                recorder.check_held()
                 recorder.events = tensorboard.Events(recorder.folder / tensorboard.FOLDER, recorder.folder)
             runs.append(run)
         group = Lockstep(
@@ -184,8 +187,8 @@ def _labels(configs: list[RunConfig]) -> list[str]:
     return [" ".join((w[0] if several[0] else []) + (w[1] if several[1] else [])) for w in words]
 
 
-def load_data(settings: Settings) -> cache.Cifar10:
-    """The data set of a command line. Raises DataError."""
+def load_data(settings: Settings, classes: int) -> cache.Cifar10:
+    """The data set of a command line, for a network with so many classes. Raises DataError."""
     data = cache.load(settings.data_dir)
     for flag, asked, there in (
         ("--train-size", settings.train_size, len(data.train_images)),
@@ -193,6 +196,8 @@ def load_data(settings: Settings) -> cache.Cifar10:
     ):
         if asked > there:
             raise cache.DataError(f"{flag} {asked}: the data set has {there} images")
+    for labels in (data.train_labels[: settings.train_size], data.test_labels[: settings.test_size]):
+        cache.check_labels(labels, classes)
     return data
 
 
@@ -239,7 +244,7 @@ def evaluate_folder(settings: Settings) -> None:
     model, state = load_model(folder, script)
     device = choose(settings, config.precision if config.device == "cpu" else None)
     test_size = min(config.test_size, settings.test_size)
-    data = load_data(replace(settings, train_size=2, test_size=test_size))
+    data = load_data(replace(settings, train_size=2, test_size=test_size), describe(model).classes)
     loader = Loader(data, device, seed=0, batch_size=2, train_size=2, test_size=test_size, augmented=False)
     model = device.place(model)
     loss, confusion, _ = evaluate(lambda images: device.forward(model, images), loader.test_batches())
