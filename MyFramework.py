@@ -164,23 +164,23 @@ RESIDUAL = {"residual_scale": RESIDUAL_SCALE, "residual_side": RESIDUAL_SIDE}
 
 
 @network("inception", label="Inception v1", colour="#000000", dropout=DROPOUT)
-def inception(*, width: float = 1.0, **options) -> Inception:
-    return Inception(width=width, **options)
+def inception(*, width: float = 1.0, classes: int = 10, **options) -> Inception:
+    return Inception(width=width, classes=classes, **options)
 
 
 @network("inception_res", label="residual Inception", colour="#009E73", dropout=DROPOUT, **RESIDUAL)
-def inception_res(*, residual_scale: float, width: float = 1.0, **options) -> Inception:
-    return Inception(residual_scale=residual_scale, width=width, **options)
+def inception_res(*, residual_scale: float, width: float = 1.0, classes: int = 10, **options) -> Inception:
+    return Inception(residual_scale=residual_scale, width=width, classes=classes, **options)
 
 
 @network("inception_bn", label="Inception v1 + BatchNorm", dropout=DROPOUT)
-def inception_bn(*, width: float = 1.0, **options) -> Inception:
-    return Inception(bn=True, width=width, **options)
+def inception_bn(*, width: float = 1.0, classes: int = 10, **options) -> Inception:
+    return Inception(bn=True, width=width, classes=classes, **options)
 
 
 @network("inception_res_bn", label="residual Inception + BatchNorm", dropout=DROPOUT, **RESIDUAL)
-def inception_res_bn(*, residual_scale: float, width: float = 1.0, **options) -> Inception:
-    return Inception(residual_scale=residual_scale, bn=True, width=width, **options)
+def inception_res_bn(*, residual_scale: float, width: float = 1.0, classes: int = 10, **options) -> Inception:
+    return Inception(residual_scale=residual_scale, bn=True, width=width, classes=classes, **options)
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def training_step(run: TrainingRun, images: Tensor, labels: Tensor) -> tuple[Ten
 
     Returns the loss before the update and the number of correct predictions, both still on the device.
     """
-    logits = run.forward(images)  # (B, 10), in the device's precision
+    logits = run.forward(images)  # (B, classes), in the device's precision
     loss = F.cross_entropy(logits, labels)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -90,15 +90,15 @@ class VGG(nn.Module):
 
 
 @network("vgg_a", label="VGG-A", colour="#D55E00")
-def VGG_A(*, width: float = 1.0, **options) -> VGG:
+def VGG_A(*, width: float = 1.0, classes: int = 10) -> VGG:
     """VGG-A without BatchNorm: 9,750,922 parameters at width 1."""
-    return VGG(bn=False, width=width, **options)
+    return VGG(bn=False, width=width, classes=classes)
 
 
 @network("vgg_a_bn", label="VGG-A + BatchNorm", colour="#0072B2")
-def VGG_BatchNorm(*, width: float = 1.0, **options) -> VGG:
+def VGG_BatchNorm(*, width: float = 1.0, classes: int = 10) -> VGG:
     """VGG-A with BatchNorm: 9,758,474 parameters at width 1."""
-    return VGG(bn=True, width=width, **options)
+    return VGG(bn=True, width=width, classes=classes)
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def training_step(run: TrainingRun, images: Tensor, labels: Tensor) -> tuple[Ten
 
     Returns the loss before the update and the number of correct predictions, both still on the device.
     """
-    logits = run.forward(images)  # (B, 10), in the device's precision
+    logits = run.forward(images)  # (B, classes), in the device's precision
     loss = F.cross_entropy(logits, labels)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()

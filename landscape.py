@@ -19,6 +19,7 @@ import os
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import cifar_lab  # noqa: F401  before PyTorch, see there
 
@@ -26,7 +27,7 @@ import cifar_lab  # noqa: F401  before PyTorch, see there
 import numpy as np
 from tqdm import tqdm
 
-from cifar_lab.data.cache import DataError, check_labels, load
+from cifar_lab.data.cache import DataError, check_labels, of_run
 from cifar_lab.measures import surface
 from cifar_lab.project import RESULTS
 from cifar_lab.run_folder.reader import figures_folder, presets_in, read_given, read_run, read_runs, results_folder
@@ -34,6 +35,7 @@ from cifar_lab.run_folder.schema import RunFileError, read_config
 from cifar_lab.settings import (
     DEVICES,
     LARGEST_SEED,
+    MOST_IMAGES,
     Parser,
     Settings,
     choice,
@@ -125,11 +127,11 @@ def surface_parser() -> Parser:
     add("--dims", type=choice("1", "2"), default="2", help="directions: 1 or 2 (2)")
     add("--points", type=_odd, default=default.points, help=f"along each direction, odd ({default.points})")
     add("--range", type=real(0, 1e3, above=True), default=default.range, help="largest |a| and |b| (1)")
-    add("--images", type=integer(2, 50_000), default=default.images, help=f"training images ({default.images})")
+    add("--images", type=integer(2, MOST_IMAGES), help=f"training images ({default.images}, or all)")
     add("--seed", type=integer(0, LARGEST_SEED), default=0, help="seed for directions and image subset (0)")
     add("--mode", type=choice("eval", "train"), default="eval", help="BatchNorm mode: eval or train (eval)")
     add("--device", type=device_name, default="auto", help=", ".join(DEVICES))
-    add("--data-dir", type=path, default=None, help="folder of CIFAR-10 (default: $CIFAR10_DIR, else data/)")
+    add("--data-dir", type=path, default=None, help="folder of the data sets (default: $CIFAR10_DIR, else data/)")
     add("--script", type=path, default=None, help="file that defines the network, if it is not in the project's folder")
     return p
 
@@ -145,7 +147,6 @@ def surface_main(argv: list[str]) -> int:
     """Computes and draws the surfaces that the command line asks for; returns the exit status."""
     options = surface_parser().parse_args(argv)
     folders = list(dict.fromkeys(map(Path, options.folders)))
-    grid = surface.Grid(**{f.name: f.type(getattr(options, f.name)) for f in fields(surface.Grid)})
 
     # PyTorch takes two seconds to import: the other command and a wrong command line do without it.
     from cifar_lab.networks import describe
@@ -154,22 +155,26 @@ def surface_main(argv: list[str]) -> int:
     from cifar_lab.training.device import DeviceError, choose
 
     try:  # everything that can be wrong, before anything is written
-        train_sizes = {folder: _check_folder(folder, grid) for folder in folders}
+        configs = {folder: _config(folder) for folder in folders}
+        if options.images is None:
+            options.images = min(surface.Grid.images, *(of["settings"]["train_size"] for of in configs.values()))
+        grid = surface.Grid(**{f.name: f.type(getattr(options, f.name)) for f in fields(surface.Grid)})
+        for folder, config in configs.items():
+            _check_surface(folder, config["settings"]["train_size"], grid)
         models = {folder: load_model(folder, options.script)[0] for folder in folders}
         device = choose(Settings(device=options.device, precision="fp32"))
-        data = load(options.data_dir)
-        for folder, train_size in train_sizes.items():
-            if train_size > len(data.train_images):
-                raise DataError(
-                    f"{folder} was trained on {train_size} images; the data set has {len(data.train_images)}"
-                )
-            check_labels(data.train_labels[:train_size], describe(models[folder]).classes)
+        images = {
+            folder: _images(
+                folder, config, grid, options.data_dir, describe(models[folder], config["settings"]["classes"]).classes
+            )
+            for folder, config in configs.items()
+        }
     except (RunFileError, CheckpointError, DeviceError, DataError) as error:
         fail(f"landscape.py surface: {error}")
 
     try:
         for folder, model in models.items():
-            _compute(folder / f"{grid.stem}.csv", device.place(model), data, train_sizes[folder], grid, device)
+            _compute(folder / f"{grid.stem}.csv", device.place(model), *images[folder], grid, device)
 
         from cifar_lab.figures import surface as figure
         from cifar_lab.figures.style import Figures
@@ -189,31 +194,48 @@ def surface_main(argv: list[str]) -> int:
     return 0
 
 
-def _check_folder(folder: Path, grid: surface.Grid) -> int:
-    """How many of the data set's images a run was trained on. Raises RunFileError if it cannot have this surface."""
+def _config(folder: Path) -> dict[str, Any]:
+    """A run's config.json. Raises RunFileError."""
     if not os.path.isdir(folder):  # pathlib raises if a name is too long
         raise RunFileError(
             folder, "there is no such run folder; to create one, run python MyVGG.py or python MyFramework.py"
         )
-    train_size = read_config(folder)["settings"]["train_size"]
+    return read_config(folder)
+
+
+def _check_surface(folder: Path, train_size: int, grid: surface.Grid) -> None:
+    """Raises RunFileError if a run cannot have this surface. train_size: how many images it was trained on."""
     file = folder / f"{grid.stem}.csv"
     if file.exists():
         surface.read_surface(file)
     if grid.images > train_size:
         raise RunFileError(folder, f"--images {grid.images}: the run was trained on {train_size}, and no more are used")
-    return train_size
 
 
-def _compute(file: Path, model, data, train_size: int, grid: surface.Grid, device) -> None:
-    """Computes what a surface file lacks, with a bar. Raises Stopped, after a whole row, if a signal has come."""
+def _images(folder: Path, config: dict[str, Any], grid: surface.Grid, data_dir: str | None, classes: int) -> tuple:
+    """What a run's surface is computed on: images (N, 3, 32, 32), normalized, labels (N,). Raises DataError."""
     import torch
 
     from cifar_lab.training.augment import normalize, to_unit
+
+    train_size = config["settings"]["train_size"]
+    try:
+        data = of_run(config, data_dir)
+        if train_size > len(data.train_images):
+            raise DataError(f"was trained on {train_size} images; the data set has {len(data.train_images)}")
+        check_labels(data.train_labels[:train_size], classes)
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from None
+    chosen = np.random.default_rng(grid.seed).permutation(train_size)[: grid.images]
+    images = normalize(to_unit(torch.from_numpy(data.train_images[chosen])), data.normalization)
+    return images, torch.from_numpy(data.train_labels[chosen]).long()
+
+
+def _compute(file: Path, model, images, labels, grid: surface.Grid, device) -> None:
+    """Computes what a surface file lacks, with a bar. Raises Stopped, after a whole row, if a signal has come."""
     from cifar_lab.training.console import Stopped, StopSignals
 
-    chosen = np.random.default_rng(grid.seed).permutation(train_size)[: grid.images]
-    images = device.place(normalize(to_unit(torch.from_numpy(data.train_images[chosen]))))
-    labels = torch.from_numpy(data.train_labels[chosen]).long().to(device.torch)
+    images, labels = device.place(images), labels.to(device.torch)
     total = len(grid.coordinates())
     with StopSignals() as stop, tqdm(total=total, unit="point", disable=None, dynamic_ncols=True) as bar:
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from bench import classic, ours, output, program
-from cifar_lab.data.cache import Cifar10
+from cifar_lab.data.cache import DataSet
 from cifar_lab.measures.evaluation import evaluate
 from cifar_lab.measures.statistics import t_quantile
 from cifar_lab.run_folder.reader import final_accuracy
@@ -34,7 +34,7 @@ def command(model: str, seed: int, device: str) -> list[str]:
     return ours.command(model, ours.ALONE, "--preset", PRESET, "--seed", seed, "--device", device)
 
 
-def with_classic(model: str, seed: int, data: Cifar10, device: str) -> float:
+def with_classic(model: str, seed: int, data: DataSet, device: str) -> float:
     """Final test accuracy (percent) after the classic loop."""
     _, settings = ours.parse(command(model, seed, device))
     (config,) = settings.runs(seed)
@@ -56,7 +56,7 @@ def with_classic(model: str, seed: int, data: Cifar10, device: str) -> float:
     return final_accuracy(accuracy)
 
 
-def with_ours(model: str, seed: int, data: Cifar10, device: str, precision: str) -> float:
+def with_ours(model: str, seed: int, data: DataSet, device: str, precision: str) -> float:
     """Final test accuracy (percent) after the engine."""
     module, settings = ours.parse([*command(model, seed, device), "--precision", precision])
     with ours.lockstep(settings, data) as group:

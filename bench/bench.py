@@ -18,7 +18,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 
 from bench import classic, ours, output, program, table, timing
-from cifar_lab.data.cache import Cifar10
+from cifar_lab.data.cache import DataSet
 from cifar_lab.settings import choice, integer, real
 from cifar_lab.training.device import Device, measure_matmul_rate
 from cifar_lab.training.threads import use
@@ -34,7 +34,7 @@ WORKERS = min(8, os.cpu_count() or 1)  # of the classic loop's loader
 class Bench:
     """Measures one model. `piece` is the time in seconds that each measurement lasts, after its warm-up."""
 
-    def __init__(self, args: Namespace, data: Cifar10, device: Device) -> None:
+    def __init__(self, args: Namespace, data: DataSet, device: Device) -> None:
         self.model = args.models[0]
         self.data, self.device = data, device
         self.images, self.piece = args.images, args.piece

@@ -12,7 +12,7 @@ import torch
 
 import MyFramework
 import MyVGG
-from cifar_lab.data.cache import Cifar10
+from cifar_lab.data.cache import DataSet
 from cifar_lab.experiments import LEARNING_RATES
 from cifar_lab.optimizers import OPTIMIZERS
 from cifar_lab.settings import Settings
@@ -61,7 +61,7 @@ def parse(words: Sequence[str]) -> tuple[ModuleType, Settings]:
 
 
 @contextmanager
-def lockstep(settings: Settings, data: Cifar10, console: Quiet | None = None) -> Iterator[Lockstep]:
+def lockstep(settings: Settings, data: DataSet, console: Quiet | None = None) -> Iterator[Lockstep]:
     """The lockstep group of the settings' first seed. Its run folders are temporary, and it writes no checkpoints."""
     with tempfile.TemporaryDirectory() as results:
         settings = replace(settings, results=results, checkpoint_seconds=1e9)

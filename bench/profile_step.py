@@ -14,11 +14,11 @@ from itertools import islice
 from torch.profiler import ProfilerActivity, profile
 
 from bench import ours, output, program
-from cifar_lab.data.cache import Cifar10
+from cifar_lab.data.cache import DataSet
 from cifar_lab.settings import choice, integer, real
 
 
-def shares(model: str, args: Namespace, data: Cifar10) -> list[tuple[str, float, float]]:
+def shares(model: str, args: Namespace, data: DataSet) -> list[tuple[str, float, float]]:
     """Operator, its share of the time of all operators (0 to 1) and its calls per step, the largest share first."""
     module, settings = ours.parse(ours.command(
         model, ours.ALONE, "--width", args.width, *program.where(args), "--train-size", len(data.train_images),

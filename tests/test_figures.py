@@ -1029,7 +1029,8 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 def test_the_confusion_matrix_has_a_row_for_each_true_class_and_a_column_for_each_prediction(tmp_path, synthetic_data):
     config = RunConfig("vgg_a", lr=1e-3, width=0.125, train_size=950, test_size=430)
-    folder = write_run(tmp_path, config, "report", epochs=2)
+    sums = json.loads((synthetic_data / "dataset.json").read_text())["sha256"]
+    folder = write_run(tmp_path, config, "report", epochs=2, environment={"data_sha256": sums})
     with np.load(synthetic_data / "cifar10.npz") as arrays:
         images, true = torch.from_numpy(arrays["test_images"][:430]), arrays["test_labels"][:430]
     torch.manual_seed(0)

@@ -127,11 +127,11 @@ def test_networks_that_need_values_are_described_on_the_cpu():
 
 
 FAILING = {
-    "not a tensor": (with_forward(lambda s, x: (s.head(s.a(x)),)), "ten for each image"),
-    "a value per image": (variant(out=nn.Flatten(0)), "ten for each image"),
-    "one image": (with_forward(lambda s, x: s.head(s.a(x[:1]))), "ten for each image"),
-    "logits per pixel": (with_forward(lambda s, x: s.out(s.a(x).permute(0, 2, 3, 1))), "ten for each image"),
-    "five classes": (variant(out=nn.Linear(4, 5)), "ten for each image"),
+    "not a tensor": (with_forward(lambda s, x: (s.head(s.a(x)),)), "10 for each image"),
+    "a value per image": (variant(out=nn.Flatten(0)), "10 for each image"),
+    "one image": (with_forward(lambda s, x: s.head(s.a(x[:1]))), "10 for each image"),
+    "logits per pixel": (with_forward(lambda s, x: s.out(s.a(x).permute(0, 2, 3, 1))), "10 for each image"),
+    "five classes": (variant(out=nn.Linear(4, 5)), "10 for each image"),
     "raises": (with_forward(lambda s, x: 1 / 0), "division by zero"),
     "random": (with_forward(lambda s, x: s.head(s.a(x) * next(COUNT))), "different things"),
     "no parameters": (nn.Identity(), "cannot be run"),

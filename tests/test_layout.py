@@ -11,8 +11,9 @@ ORDER = (
     "openmp", "project", "start", "optimizers", "settings", "networks", "width", "experiments", "switches",
     "run_folder", "data", "measures", "figures", "report", "training", "reproduce",
 )  # fmt: skip
-# What may be imported in a function: PyTorch, matplotlib, pillow, and modules of ours that need one of them.
-SLOW = ("torch", "matplotlib", "PIL", "cifar_lab.figures", "cifar_lab.training", "cifar_lab.networks",
+# What may be imported in a function: PyTorch, matplotlib, pillow, what need not be installed, and modules of ours that
+# need one of them.
+SLOW = ("torch", "matplotlib", "PIL", "scipy", "cifar_lab.figures", "cifar_lab.training", "cifar_lab.networks",
         "cifar_lab.run_folder.checkpoint", "cifar_lab.measures.evaluation")  # fmt: skip
 MODULES = sorted(p for p in (ROOT / "cifar_lab").rglob("*.py") if p.name != "__init__.py")
 SCRIPTS = sorted(ROOT.glob("*.py"))

@@ -15,13 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from drawn import drawn_by, legend, lines, plotted, same, texts
 from made_up import write_run
 from matplotlib.table import Table
+from PIL import Image
 
 import landscape
 import MyVGG
 import plot_results
+from cifar_lab.data.cache import write_cache
+from cifar_lab.data.datasets import DATA_SETS
 from cifar_lab.experiments import config_of
 from cifar_lab.figures import sets
 from cifar_lab.settings import RunConfig
@@ -111,7 +115,7 @@ def test_every_line_of_the_table_is_typed_in_a_test():
     """By this file: the lines here are the arguments of `typed`, and the one for pandas."""
     source = Path(__file__).read_text(encoding="utf-8")
     starts = {*re.findall(r'typed\(\s*"(python [^"]+)"', source), "pandas.concat"}
-    assert len(TYPED) == 10
+    assert len(TYPED) == 12
     assert set(TYPED) == {command for start in starts for command in lines_that_start(start)}
 
 
@@ -239,12 +243,32 @@ def test_without_the_package_nothing_is_created(tmp_path, capsys, synthetic_data
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
+def test_other_data_sets_by_name_and_by_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(120):
+        file = tmp_path / "pictures" / ("cats", "dogs")[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(file)
+    arrays = {}
+    for part, count in (("train", 80), ("test", 6)):
+        pixels = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        arrays |= {f"{part}_images": pixels, f"{part}_labels": rng.integers(0, 100, count, dtype=np.uint8)}
+    write_cache(tmp_path / "data", arrays, source=DATA_SETS["cifar100"])
+    typed("python MyVGG.py --preset quick --dataset cifar100", tmp_path, tmp_path / "data")
+    typed("python MyVGG.py --preset quick --dataset pictures/", tmp_path, tmp_path / "data")
+    for name, classes in (("cifar100", 100), ("pictures", 2)):
+        folder = tmp_path / f"results/quick/vgg_a/adam-lr1e-3-wd1e-4-seed0-{SIZES}-data{name}"
+        weights = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+        assert [*weights.values()][-1].shape == (classes,)
+
+
 # --- How runs are grouped ---------------------------------------------------------------------------------------------
 
 BASE = replace(config_of("vgg_a_lr0.001", "quick"), lr=3e-3)  # at a rate that the report does not have
 OTHER = {bool: lambda x: not x, int: lambda x: x + 5, float: lambda x: 2 * x + 0.25, str: lambda x: "other"}
-# Neither is told by a run's name: a folder holds one device's runs, and one precision's.
-NAMED = [f for f in fields(RunConfig) if f.name not in ("model", "seed", "lr", "options", "device", "precision")]
+# Not told by a run's name: a folder holds one device's runs, one precision's, and of a data set one state of it.
+UNNAMED = ("device", "precision", "classes", "data_digest")
+NAMED = [f for f in fields(RunConfig) if f.name not in ("model", "seed", "lr", "options", *UNNAMED)]
 
 
 @pytest.mark.parametrize("setting", [f.name for f in NAMED])
@@ -268,6 +292,7 @@ def test_two_runs_that_differ_in_any_setting_are_compared(tmp_path, setting):
     shown = sorted(list(line.get_ydata()) for line in figure.axes[0].lines)
     assert shown == accuracies
     words = {"optimizer": "Adam", "momentum": "momentum", "batch_size": "batch", "augment": "augmentation"}
+    words["dataset"] = "data"
     assert any(words.get(setting, setting.replace("_", " ")) in label for label in labels)
 
 

@@ -27,7 +27,7 @@ RECIPE = {
     "weight_decay": 1e-4, "bias_decay": True, "seed_per_rate": False, "momentum": 0.0, "width": 1.0,
     "width_transfer": True, "init": "he", "batch_size": 100,
     "train_size": 50_000, "test_size": 10_000, "augment": True, "device": "auto", "precision": "auto",
-    "probe_every": 0, "options": {},
+    "probe_every": 0, "options": {}, "dataset": "cifar10", "classes": 10, "data_digest": "",
 }  # fmt: skip
 LAPTOP = RECIPE | {"width": 0.25}
 QUICK = RECIPE | {"width": 0.125, "train_size": 10_000, "test_size": 2_000}
@@ -444,6 +444,7 @@ def test_config_json_holds_what_was_asked_for(data, tmp_path):
         "seed_per_rate": False, "momentum": 0.5,
         "width": 0.03, "width_transfer": True, "init": "xavier", "batch_size": 50, "train_size": 130, "test_size": 20,
         "augment": False, "device": "cpu", "precision": "fp32", "probe_every": 0, "options": {},
+        "dataset": "cifar10", "classes": 10, "data_digest": "",
     }  # fmt: skip
     assert (config["schema"], config["preset"], config["epochs"]) == (2, "report", 1)
     assert (config["environment"]["torch"], config["environment"]["precision"]) == (torch.__version__, "fp32")

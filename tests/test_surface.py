@@ -446,7 +446,8 @@ def images(monkeypatch):
     noise = type("Noise", (), {})()
     noise.train_images = rng.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
     noise.train_labels = rng.integers(0, 10, IMAGES, dtype=np.uint8)
-    monkeypatch.setattr(landscape, "load", lambda data_dir=None: noise)
+    noise.normalization = ((0.5,) * 3, (0.5,) * 3)
+    monkeypatch.setattr(landscape, "of_run", lambda config, data_dir=None: noise)
     return noise
 
 
@@ -553,8 +554,9 @@ def test_signals_end_it_after_a_whole_row(tmp_path, number, status):
         "import sys, types, numpy as np, landscape\n"
         "rng = np.random.default_rng(0)\n"
         f"noise = types.SimpleNamespace(train_images=rng.integers(0, 256, ({IMAGES}, 32, 32, 3), dtype=np.uint8),\n"
-        f"                              train_labels=rng.integers(0, 10, {IMAGES}, dtype=np.uint8))\n"
-        "landscape.load = lambda data_dir=None: noise\n"
+        f"                              train_labels=rng.integers(0, 10, {IMAGES}, dtype=np.uint8),\n"
+        "                              normalization=((0.5,) * 3, (0.5,) * 3))\n"
+        "landscape.of_run = lambda config, data_dir=None: noise\n"
         "sys.exit(landscape.main(sys.argv[1:]))\n"
     )
     words = ["surface", str(folder), "--points", "101", "--images", "64", "--device", "cpu"]

@@ -1,1 +1,1 @@
-"""CIFAR-10: where it comes from (`sources`), and its verified arrays (`cache`)."""
+"""The data sets: where they come from (`datasets`, `sources`, `folder`), and their verified arrays (`cache`)."""

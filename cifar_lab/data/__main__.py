@@ -1,16 +1,19 @@
-"""Fetches CIFAR-10 if it is not there yet, and prints the SHA-256 sums of its arrays."""
+"""Fetches a data set, or decodes a folder of pictures, if need be; prints the SHA-256 sums of its arrays."""
 
 import argparse
 import sys
 
-from cifar_lab.data.cache import DataError, load
+from cifar_lab.data.cache import CIFAR10, DataError, find, load
+from cifar_lab.data.datasets import DATA_SETS
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cifar_lab.data", description=__doc__)
-    parser.add_argument("--data-dir", help="folder of CIFAR-10 (default: $CIFAR10_DIR, else data/)")
+    parser.add_argument("--dataset", default=CIFAR10, help=f"{', '.join(DATA_SETS)} or a folder ({CIFAR10})")
+    parser.add_argument("--data-dir", help="folder of the data sets (default: $CIFAR10_DIR, else data/)")
+    asked = parser.parse_args(argv)
     try:
-        data = load(parser.parse_args(argv).data_dir)
+        data = load(asked.data_dir, source=find(asked.dataset, asked.data_dir))
     except DataError as error:
         print(error, file=sys.stderr)
         return 2

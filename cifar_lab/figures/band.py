@@ -42,7 +42,7 @@ from cifar_lab.run_folder.reader import Run, report_runs
 from cifar_lab.settings import PAPER_PRESETS, number
 
 BANDS = {"vgg_a": PLAIN_BAND, "vgg_a_bn": BN_BAND}  # of the report's figure: network, names of its runs
-LOSS_SHOWN = 3.0  # nats: the band's axis ends there; a uniform guess among ten classes has a loss of 2.3
+LOSS_SHOWN = 3.0  # nats: the band's axis ends there, if there are ten classes: a uniform guess has a loss of 2.3
 LOGARITHMIC = 5.0  # ratio of the largest loss to the smallest median from which on the axis is logarithmic
 RATIO_FROM = 10  # steps: the ratio up to earlier ones is that of a few batches
 DENSE = 2_000  # steps from which on a band's edges are drawn thin
@@ -105,7 +105,8 @@ def draw(figures: Figures, stem: Path, bands: Sequence[Rates], named_by: Sequenc
 
     figure, (axes, below) = plt.subplots(2, 1, figsize=(6.8, 5.8), height_ratios=(4, 1))
     drawn = [of[seed] for of, seed in zip(areas, seeds, strict=True)]
-    beyond = draw_band(axes, list(zip(looks, drawn, strict=True)))
+    classes = max(run.settings["classes"] for run in every)
+    beyond = draw_band(axes, list(zip(looks, drawn, strict=True)), classes)
     rates = list(dict.fromkeys(tuple(run.settings["lr"] for run in next(iter(of.values()))) for of in bands))
     count = {2: "two", 3: "three", 4: "four"}.get(len(rates[0]), str(len(rates[0]))) if len(rates) == 1 else "the"
     figure.suptitle(f"Learning-rate band: largest and smallest training loss over {count} learning rates", fontsize=11)
@@ -147,7 +148,7 @@ def _span(runs: Sequence[Run]) -> str:
     return f"{part} of the shortest run, {steps:,} steps that all have: they are {planned[0]:,} to {planned[-1]:,} long"
 
 
-def draw_band(axes: Axes, bands: Sequence[tuple[Look, Band]]) -> list[str]:
+def draw_band(axes: Axes, bands: Sequence[tuple[Look, Band]], classes: int = 10) -> list[str]:
     """Fills between the raw upper and lower curve of each band; returns which losses lie beyond the axis.
 
     If many steps share a pixel, the raw curves hide each other: then their running medians are drawn over them.
@@ -181,17 +182,17 @@ def draw_band(axes: Axes, bands: Sequence[tuple[Look, Band]]) -> list[str]:
         entries.values(), entries.keys(), loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2,
         fontsize=8, handler_map={tuple: HandlerTuple(ndivide=1)},
     )  # fmt: skip
-    return _set_loss_axis(axes, [area for _, area in bands])
+    return _set_loss_axis(axes, [area for _, area in bands], LOSS_SHOWN * np.log(classes) / np.log(10))
 
 
-def _set_loss_axis(axes: Axes, areas: Sequence[Band]) -> list[str]:
+def _set_loss_axis(axes: Axes, areas: Sequence[Band], shown: float) -> list[str]:
     """The loss axis: logarithmic if the loss falls far, so that a band can be read at its end too."""
     highest = max(float(np.nanmax(area.upper, initial=0)) for area in areas)
     lowest = min(float(np.nanmin(area.lower, initial=highest)) for area in areas)
     floor = min(float(np.nanmin(area.lower_median, initial=highest)) for area in areas)
     bottom, top = loss_floor(lowest, highest), 1.05 * highest
-    if floor < LOSS_SHOWN < top:
-        top = LOSS_SHOWN
+    if floor < shown < top:
+        top = shown
     if highest > LOGARITHMIC * floor > 0:
         bottom = max(0.95 * lowest, floor / 3)  # single batches far below the medians would take half of the axis
         axes.set_yscale("log")

@@ -34,16 +34,20 @@ class Series:
 
     @cached_property
     def settings(self) -> dict[str, Hashable]:
-        """All but the seed, and the preset. An optimizer includes its momentum; options stand beside the settings."""
+        """All but the seed, and the preset. An optimizer includes its momentum, a data set its classes and digest;
+        options stand beside the settings."""
         settings = {"preset": self.runs[0].preset} | self.runs[0].settings
+        data = tuple(settings.pop(name) for name in ("dataset", "classes", "data_digest"))
         del settings["seed"], settings["momentum"]
-        return settings | settings.pop("options") | {"optimizer": optimizer_label(self.runs[0])}
+        return settings | settings.pop("options") | {"optimizer": optimizer_label(self.runs[0]), "dataset": data}
 
     def named(self, setting: str) -> str:
         """A setting in words. The options in config.json include those that have their default."""
         run = self.runs[0]
         if setting in ("model", "optimizer"):
             return network_label(run) if setting == "model" else optimizer_label(run)
+        if setting == "dataset":
+            return words(setting, run.settings[setting])
         options = run.network.get("options")
         default = options.get(setting, "default") if isinstance(options, dict) else "default"
         return words(setting, self.settings.get(setting, default))

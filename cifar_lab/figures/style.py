@@ -164,7 +164,7 @@ def setting_text(runs: Sequence[Run]) -> str:
 # Settings that change no curve, and those that the small print has in another form.
 _SHOWN = {
     "model", "lr", "optimizer", "momentum", "weight_decay", "seed", "width", "width_transfer", "batch_size",
-    "train_size", "test_size", "device", "precision", "probe_every", "options",
+    "train_size", "test_size", "device", "precision", "probe_every", "options", "classes", "data_digest",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from cifar_lab.measures.surface import BATCH, Grid, Surface, command, read_surfa
 from cifar_lab.run_folder.reader import Run
 from cifar_lab.run_folder.schema import RunFileError
 
-SHOWN = 10 * np.log(10)  # nats: ten times the loss of a uniform guess; what is above is drawn as if it were this
+SHOWN = 10  # times the loss of a uniform guess; what is above is drawn as if it were this
 DECADE = 10.0  # a ratio of largest to smallest loss from which on the scale is logarithmic
 
 
@@ -67,7 +67,8 @@ def draw(figures: Figures, folder: Path, surfaces: Mapping[Run, Surface]) -> Non
     finite = everything[np.isfinite(everything)]
     if not len(finite):
         return
-    highest = min(float(finite.max()), SHOWN)
+    guess = float(max(np.log(run.settings["classes"]) for run in surfaces))
+    highest = min(float(finite.max()), SHOWN * guess)
     lowest = min(max(float(finite.min()), highest * 1e-4), highest)
     named = dict.fromkeys(f"{run.preset}, {run.name}" for run in surfaces)
     note = f"{'; '.join(named)}: {_note(grid)}"

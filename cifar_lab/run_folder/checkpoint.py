@@ -119,7 +119,7 @@ def load_model(
             raise CheckpointError(f"{folder / NEWEST}: there is no checkpoint")
         try:
             model = find_network(config.model, content["network"]["script"], script).build(config)
-            description = describe(model)
+            description = describe(model, config.classes)
         except Exception as error:  # a user's network can raise anything
             raise CheckpointError(f"{folder}: its settings give no network ({error})") from None
         # Its weights alone are used, whatever the optimizer's state.

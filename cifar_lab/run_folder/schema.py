@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cifar_lab.run_folder.files import read_regular
-from cifar_lab.settings import ALL_PRESETS, OPTION, RunConfig
+from cifar_lab.settings import ALL_PRESETS, MOST_CLASSES, OPTION, RunConfig
 
 SCHEMA = 2  # since 2, config.json names the network's script, label and fingerprint
 LARGEST_TEXT = 1 << 24  # bytes of a JSON file
@@ -97,6 +97,8 @@ _SETTINGS = {f.name: {str: _TEXT, bool: _BOOLEAN, int: _integer(0), float: _real
              for f in fields(RunConfig)}  # fmt: skip
 _SETTINGS["width"] = _or_none(_real(0, 8))
 _SETTINGS |= dict.fromkeys(("batch_size", "train_size", "test_size"), _integer(1))
+_SETTINGS["classes"] = _kind(lambda value: _integer(2)(value) <= MOST_CLASSES, f"an integer from 2 to {MOST_CLASSES}")
+_SETTINGS["dataset"] = _form(OPTION, "the name of a data set")
 _FACTORS = {"rate": _real(0), "decay": _real(0), "parameters": _TEXT}  # of the width transfer; names, space-separated
 _NETWORK = {
     "script": _TEXT, "label": _TEXT, "colour": _or_none(_form("#[0-9a-fA-F]{6}", "a colour as #rrggbb")),
@@ -133,7 +135,8 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     A run from before there was width transfer was trained without; at width 1 that is the same. One from before there
     was another setting was trained with that one's default.
     """
-    later = {name: getattr(RunConfig, name) for name in ("bias_decay", "seed_per_rate")}
+    later = ("bias_decay", "seed_per_rate", "dataset", "classes", "data_digest")
+    later = {name: getattr(RunConfig, name) for name in later}
     return {"width_transfer": settings.get("width", RunConfig.width) in (None, 1), **later, **settings}
 
 

@@ -129,7 +129,8 @@ class Recorder:
         old, new = found["settings"], asdict(self.config)
         old["fingerprint"], new["fingerprint"] = found["network"]["fingerprint"], self._network["fingerprint"]
         differ = differing(old, new)
-        if found["environment"].get("data_sha256", data_sha256) != data_sha256:
+        same_data = old["data_digest"] == new["data_digest"]
+        if same_data and found["environment"].get("data_sha256", data_sha256) != data_sha256:
             differ.append("the data's checksums")
         if differ:
             raise FolderError(

@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cifar_lab.data.datasets import Normalization
 from cifar_lab.settings import SIZE
 
+HALF: Normalization = ((0.5,) * 3, (0.5,) * 3)
 GRAY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, in torchvision's rounding
 
 
@@ -26,9 +28,15 @@ def to_unit(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float().div_(255)
 
 
-def normalize(images: Tensor) -> Tensor:
-    """Mean 0.5 and standard deviation 0.5 in each channel: [0, 1] becomes [-1, 1]."""
-    return images.mul(2).sub_(1)
+def normalize(images: Tensor, by: Normalization = HALF) -> Tensor:
+    """Minus the mean and divided by the standard deviation of each channel; of 0.5 and 0.5, [0, 1] becomes [-1, 1]."""
+    if all(len(set(values)) == 1 for values in by):
+        (mean, *_), (deviation, *_) = by
+        return images.sub(mean).mul_(1 / deviation)
+    images = images.clone()
+    for channel, mean, deviation in zip(images.unbind(1), *by, strict=True):
+        channel.sub_(mean).mul_(1 / deviation)
+    return images
 
 
 def resample(images: Tensor, crop: Tensor, flip: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,10 +114,10 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(value.unsqueeze(1), chroma.unsqueeze(1), lacking, value=-1)
 
 
-def augment(images: Tensor, table: Tensor) -> Tensor:
+def augment(images: Tensor, table: Tensor, by: Normalization = HALF) -> Tensor:
     """One batch, augmented and normalized.
 
-    images (B, 32, 32, 3) uint8; table (B, 10), rows of `EpochPlan.table`. Returns (B, 3, 32, 32) in [-1, 1].
+    images (B, 32, 32, 3) uint8; table (B, 10), rows of `EpochPlan.table`. Returns (B, 3, 32, 32), normalized.
     """
     crop, flip, angle, color = table[:, :4], table[:, 4], table[:, 5], table[:, 6:]
     images, covered = resample(to_unit(images), crop, flip, angle)
@@ -117,4 +125,4 @@ def augment(images: Tensor, table: Tensor) -> Tensor:
     images = contrast(images, color[:, 1])
     images = saturation(images, color[:, 2])
     images = hue(images, color[:, 3])
-    return normalize(images.mul_(covered))
+    return normalize(images.mul_(covered), by)

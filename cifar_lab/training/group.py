@@ -48,7 +48,7 @@ class Batch:
 
     @property
     def images(self) -> Tensor:
-        """(size, 3, 32, 32), in [-1, 1]."""
+        """(size, 3, 32, 32), normalized."""
         return self._tensors[0]
 
     @property

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from cifar_lab.data.cache import Cifar10
+from cifar_lab.data.cache import DataSet
 from cifar_lab.training.augment import augment, normalize, to_unit
 from cifar_lab.training.device import Device
 from cifar_lab.training.plan import SIZE, epoch_plan
@@ -26,7 +26,7 @@ class Loader:
 
     def __init__(
         self,
-        data: Cifar10,
+        data: DataSet,
         device: Device,
         *,
         seed: int,
@@ -42,6 +42,7 @@ class Loader:
         self.seed = seed
         self.batch_size = batch_size
         self.augmented = augmented
+        self._normalization = data.normalization
         self.images = resident(data.train_images, train_size)  # (N, 32, 32, 3) uint8
         self.labels = resident(data.train_labels, train_size).long()  # (N,)
         self.test_images = resident(data.test_images, test_size)
@@ -88,10 +89,12 @@ class Loader:
     def _augmented(self, rows: Tensor) -> Tensor:
         """The images (B, 3, 32, 32) at the indices `rows` (B,) of the epoch's order."""
         images = self.images.index_select(0, self._order.index_select(0, rows))
-        return augment(images, self._table.index_select(0, rows)) if self.augmented else normalize(to_unit(images))
+        if self.augmented:
+            return augment(images, self._table.index_select(0, rows), self._normalization)
+        return normalize(to_unit(images), self._normalization)
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
-        """The batch at `index`: images (size, 3, 32, 32) in [-1, 1], labels (size,). Reads nothing from the host."""
+        """The batch at `index`: images (size, 3, 32, 32), normalized, labels (size,). Reads nothing from the host."""
         rows = self._offsets[:size] + self.index * self.batch_size
         labels = self.labels.index_select(0, self._order.index_select(0, rows))
         if self._ahead is None:
@@ -107,4 +110,4 @@ class Loader:
         """The test images in order, only normalized, with their labels."""
         size = self.device.evaluation_batch
         for images, labels in zip(self.test_images.split(size), self.test_labels.split(size), strict=True):
-            yield self.device.place(normalize(to_unit(images))), labels
+            yield self.device.place(normalize(to_unit(images), self._normalization)), labels

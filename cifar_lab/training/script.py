@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from cifar_lab.data import cache
+from cifar_lab.data.datasets import Source
 from cifar_lab.measures.evaluation import evaluate
 from cifar_lab.networks import Description, NetworkError, build, describe, networks_of
 from cifar_lab.project import ROOT
@@ -48,17 +49,21 @@ def groups(cls: type[Settings], file: str | Path, argv: list[str]) -> Iterator[L
     if settings.evaluate:
         evaluate_folder(settings)
         return
+    source = cache.find(settings.dataset, settings.data_dir)
+    settings = with_data(settings, source)
     device = choose(settings, begun_in(settings))
     _check_results(Path(settings.results))
     description = description_of(settings)
+    for config in settings.runs(settings.seed[0]):
+        folder = run_folder(settings.results, settings.preset, config)
+        if folder.resolve().is_relative_to((ROOT / "results" / PUBLISHED).resolve()):
+            raise FolderError(f"{folder}: the runs there came with the repository; training writes elsewhere")
+    data = load_data(settings, source, description.classes)
+    settings = replace(settings, data_digest=data.digest)
     every = [recorder for seed in settings.seed for recorder in recorders(settings, description, seed, device)]
     by_seed: dict[int, list[Recorder]] = {}  # runs of one group see the same batches
     for recorder in every:
         by_seed.setdefault(seed_of(recorder.config), []).append(recorder)
-    for recorder in every:
-        if recorder.folder.resolve().is_relative_to((ROOT / "results" / PUBLISHED).resolve()):
-            raise FolderError(f"{recorder.folder}: the runs there came with the repository; training writes elsewhere")
-    data = load_data(settings, description.classes)
     if not settings.fresh:
         for recorder in every:
             if recorder.existing(data.sha256) and not trained_to(recorder.summary(), settings.epochs):
@@ -73,8 +78,9 @@ def groups(cls: type[Settings], file: str | Path, argv: list[str]) -> Iterator[L
                 if group.runs:
                     first, workers = group.runs[0], group.side_by_side.workers
                     at_a_time = f", {workers} runs at a time" if workers > 1 else ""
+                    on = f" on {data.name}, {data.counts}" if settings.dataset != cache.CIFAR10 else ""
                     console.say(
-                        f"{first.config.model}: {counted(len(group.runs), 'run')} of "
+                        f"{first.config.model}{on}: {counted(len(group.runs), 'run')} of "
                         f"{counted(settings.epochs, 'epoch')}, {counted(group.loader.steps, 'step')} each, "
                         f"seed {first.config.seed}, {device.describe()}{at_a_time}, {device.precision}"
                     )
@@ -87,7 +93,7 @@ def description_of(settings: Settings) -> Description:
     """What identifies the network that a command line asks for."""
     with torch.random.fork_rng(devices=[]):
         try:
-            return describe(build(settings.runs(0)[0]))
+            return describe(build(settings.runs(0)[0]), settings.classes)
         except NetworkError:
             raise
         except Exception as error:  # a user's builder can raise anything
@@ -133,7 +139,7 @@ def _trained_in(settings: Settings, config: RunConfig, *, complete: bool) -> str
 
 @contextmanager
 def open_group(
-    settings: Settings, description: Description, opened: list[Recorder], device: Device, data: cache.Cifar10,
+    settings: Settings, description: Description, opened: list[Recorder], device: Device, data: cache.DataSet,
     console: Console, stop: StopSignals, later_groups: int = 0,
 ) -> Iterator[Lockstep]:  # fmt: skip
     """A lockstep group whose folders this process holds, each run continued from its checkpoint; without complete ones.
@@ -187,9 +193,20 @@ def _labels(configs: list[RunConfig]) -> list[str]:
     return [" ".join((w[0] if several[0] else []) + (w[1] if several[1] else [])) for w in words]
 
 
-def load_data(settings: Settings, classes: int) -> cache.Cifar10:
+def with_data(settings: Settings, source: Source) -> Settings:
+    """The settings of a command line with what follows from its data set. Raises DataError if they do not fit it."""
+    try:
+        settings = settings.of_data(source.name, len(source.classes), source.sizes)
+    except ValueError as error:
+        raise cache.DataError(error) from None
+    if complaint := settings.complaint():
+        raise cache.DataError(complaint)
+    return settings
+
+
+def load_data(settings: Settings, source: Source, classes: int) -> cache.DataSet:
     """The data set of a command line, for a network with so many classes. Raises DataError."""
-    data = cache.load(settings.data_dir)
+    data = cache.load(settings.data_dir, source=source)
     for flag, asked, there in (
         ("--train-size", settings.train_size, len(data.train_images)),
         ("--test-size", settings.test_size, len(data.test_images)),
@@ -243,8 +260,12 @@ def evaluate_folder(settings: Settings) -> None:
     script = settings.networks[config.model].script
     model, state = load_model(folder, script)
     device = choose(settings, config.precision if config.device == "cpu" else None)
-    test_size = min(config.test_size, settings.test_size)
-    data = load_data(replace(settings, train_size=2, test_size=test_size), describe(model).classes)
+    test_size = min(config.test_size, settings.test_size if "test_size" in settings.given else config.test_size)
+    try:
+        data = cache.of_run(content, settings.data_dir, settings.dataset if "dataset" in settings.given else None)
+        cache.check_labels(data.test_labels[:test_size], describe(model, config.classes).classes)
+    except cache.DataError as error:
+        raise cache.DataError(f"{folder}: {error}") from None
     loader = Loader(data, device, seed=0, batch_size=2, train_size=2, test_size=test_size, augmented=False)
     model = device.place(model)
     loss, confusion, _ = evaluate(lambda images: device.forward(model, images), loader.test_batches())
@@ -253,12 +274,15 @@ def evaluate_folder(settings: Settings) -> None:
     position = f"epoch {state['epochs']}" + (f", step {state['step']} of the next" if state["step"] else "")
     print(f"{folder}: after {position}, {total} test images, {device.precision}")
     print(f"test loss {float(loss) / total:.4f}, test accuracy {100 * int(confusion.trace()) / total:.2f}%")
-    for name, row, right in zip(cache.CLASSES, confusion, confusion.diagonal(), strict=True):
-        print(f"  {name:<10} {100 * int(right) / max(int(row.sum()), 1):6.2f}%  of {int(row.sum())}")
+    # A network can have more outputs than there are classes.
+    names = [*data.classes, *map(str, range(len(data.classes), len(confusion)))]
+    longest = max(map(len, names))
+    for name, row, right in zip(names, confusion, confusion.diagonal(), strict=True):
+        print(f"  {name:<{longest}} {100 * int(right) / max(int(row.sum()), 1):6.2f}%  of {int(row.sum())}")
     from cifar_lab.figures.confusion import draw_confusion  # matplotlib takes a second to import
 
     title = f"{config.model}, {folder.name}"
-    for path in draw_confusion(confusion, cache.CLASSES, folder / "confusion", title=title):
+    for path in draw_confusion(confusion, names, folder / "confusion", title=title):
         print(path)
 
 
