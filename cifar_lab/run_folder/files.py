@@ -32,7 +32,8 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
+        if error.errno is not None:  # not what a reader of its content raises, Pillow for example
+            error.filename = str(path)
         raise
 
 
