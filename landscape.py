@@ -1,4 +1,4 @@
-"""Draws the loss landscape: what three different measures say, each under its own name.
+"""Draws the loss landscape: what different measures say, each under its own name.
 
     python landscape.py results/                              every landscape figure that the runs there allow
     python landscape.py band RUN_FOLDER RUN_FOLDER ...        one band, over the learning rates of these runs
@@ -6,18 +6,25 @@
     python landscape.py surface RUN_FOLDER                    surface, 25 x 25 points
     python landscape.py surface RUN_FOLDER RUN_FOLDER         both networks side by side, on one colour scale
     python landscape.py surface RUN_FOLDER --dims 1           along one direction
+    python landscape.py line RUN_FOLDER RUN_FOLDER            loss and accuracy between two networks
+    python landscape.py sharpness RUN_FOLDER                  largest eigenvalues and spectrum of the Hessian
 
 1. The learning-rate band: over runs that differ in nothing but the learning rate, the largest and the smallest training
    loss at each step (`cifar_lab/measures/band.py`).
 2. The probes along the gradient (Santurkar et al. 2018): in one run, loss and gradient at several distances down a
    step's own gradient (`cifar_lab/measures/probes.py`).
 3. The filter-normalized surface around a trained network (Li et al. 2018, `cifar_lab/measures/surface.py`).
+4. The straight line between two networks (Frankle et al. 2020, `cifar_lab/measures/line.py`).
+5. The spectrum of the Hessian (Ghorbani et al. 2019, `cifar_lab/measures/sharpness.py`).
 """
 
 import argparse
 import os
 import sys
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +35,12 @@ import numpy as np
 from tqdm import tqdm
 
 from cifar_lab.data.cache import DataError, check_labels, of_run
-from cifar_lab.measures import surface
+from cifar_lab.measures import line, sharpness, surface
+from cifar_lab.measures.surface import weights_digest
 from cifar_lab.project import RESULTS
-from cifar_lab.run_folder.reader import figures_folder, presets_in, read_given, read_run, read_runs, results_folder
-from cifar_lab.run_folder.schema import RunFileError, read_config
+from cifar_lab.run_folder import measured
+from cifar_lab.run_folder.reader import Run, figures_folder, presets_in, read_given, read_run, read_runs, results_folder
+from cifar_lab.run_folder.schema import RunFileError
 from cifar_lab.settings import (
     DEVICES,
     LARGEST_SEED,
@@ -51,7 +60,7 @@ from cifar_lab.settings import (
 
 
 def parser() -> Parser:
-    """The flags of the command line whose first word is neither `band` nor `surface`."""
+    """The flags of the command line whose first word is not one of `COMMANDS`."""
     p = Parser("landscape.py", __doc__)
     p.add_argument("results", nargs="?", default=RESULTS, type=path, help="results folder (results)")
     return p
@@ -59,10 +68,9 @@ def parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit status, 1 if a file could not be read and the others were drawn."""
-    if argv[:1] == ["surface"]:
-        return surface_main(argv[1:])
-    if argv[:1] == ["band"]:
-        return band_main(argv[1:])
+    if argv and argv[0] in COMMANDS:
+        parser_of, run = COMMANDS[argv[0]]
+        return run(parser_of().parse_args(argv[1:]))
     try:
         results = results_folder(Path(parser().parse_args(argv).results))
     except RunFileError as error:
@@ -95,9 +103,8 @@ def band_parser() -> Parser:
     return p
 
 
-def band_main(argv: list[str]) -> int:
+def band_main(options: argparse.Namespace) -> int:
     """Draws the band, or the two bands, that the command line asks for; returns the exit status."""
-    options = band_parser().parse_args(argv)
     from cifar_lab.figures import band, sets
     from cifar_lab.figures.style import Figures
 
@@ -115,25 +122,164 @@ def band_main(argv: list[str]) -> int:
     return 0
 
 
-# --- The surface around trained networks -----------------------------------------------------------------------------
+# --- Measures around trained networks ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A trained network, on the device, its run, and the data set that it is measured on."""
+
+    model: Any
+    state: dict[str, Any]  # the checkpoint
+    run: Run
+    data: Any
+    device: Any
+
+    def training_images(self, grid: Any, train_size: int | None = None) -> tuple:
+        """Images (N, 3, 32, 32), not augmented, and labels (N,), of those that the run was trained on.
+
+        grid: how many (`images`), and the seed of their choice. train_size: of a run that was trained on fewer.
+        """
+        chosen = np.random.default_rng(grid.seed).permutation(train_size or self.run.settings["train_size"])
+        chosen = chosen[: grid.images]
+        return self.placed(self.data.train_images[chosen], self.data.train_labels[chosen])
+
+    def placed(self, images: np.ndarray, labels: np.ndarray) -> tuple:
+        """Images (N, 32, 32, 3) and labels (N,), both bytes, as a network takes them."""
+        import torch
+
+        from cifar_lab.training.augment import normalize, to_unit
+
+        given = self.device.place(normalize(to_unit(torch.from_numpy(images)), self.data.normalization))
+        return given, torch.from_numpy(labels).long().to(self.device.torch)
+
+
+def measure_parser(kind: str, grid: Any, folders: int | str, own: Mapping[str, tuple[Callable, str]]) -> Parser:
+    """The flags of a measure: of its settings, with those of `grid` by default, and of what it needs.
+
+    folders: how many. own: parser and help of the settings that only this one has.
+    """
+    p = Parser(f"landscape.py {kind}", __doc__)
+    p.add_argument("folders", nargs=folders, type=path, metavar="RUN_FOLDER", help="folder of a trained run")
+    settings = {
+        **own,
+        "images": (integer(2, MOST_IMAGES), "training images"),
+        "seed": (integer(0, LARGEST_SEED), "seed of the image subset and of whatever else is random"),
+        "mode": (choice("eval", "train"), "BatchNorm mode: eval or train"),
+    }
+    for name, default in asdict(grid).items():
+        kind_of, words = settings[name]
+        shown = str(default).removesuffix(".0")
+        if name == "images":  # as many as there are, if that is fewer: `runs_of`
+            p.add_argument("--images", type=kind_of, help=f"{words} ({shown}, or all)")
+        else:
+            p.add_argument(f"--{name}", type=kind_of, default=str(default), help=f"{words} ({shown})")
+    p.add_argument("--device", type=device_name, default="auto", help=", ".join(DEVICES))
+    p.add_argument("--data-dir", type=path, help="folder of the data sets (default: $CIFAR10_DIR, else data/)")
+    p.add_argument("--script", type=path, help="file that defines the network, if it is not in the project's folder")
+    return p
+
+
+def runs_of(kind: str, options: argparse.Namespace, cls: type) -> tuple[dict[Path, Run], Any]:
+    """The runs that a command line names, and the settings of its measure; an error ends the program with one line."""
+    runs = {}
+    try:
+        for folder in map(Path, options.folders):
+            if not os.path.isdir(folder):  # pathlib raises if a name is too long
+                raise RunFileError(
+                    folder, "there is no such run folder; to create one, run python MyVGG.py or python MyFramework.py"
+                )
+            runs[folder] = read_run(folder)
+        fewest = min(run.settings["train_size"] for run in runs.values())
+        images = min(cls.images, fewest) if options.images is None else options.images
+        for folder, run in runs.items():
+            if images > (size := run.settings["train_size"]):
+                raise RunFileError(folder, f"--images {images}: the run was trained on {size}, and no more are used")
+    except RunFileError as error:
+        fail(f"landscape.py {kind}: {error}")
+    given = vars(options) | {"images": images}
+    return runs, cls(**{f.name: f.type(given[f.name]) for f in fields(cls)})
+
+
+def opened(
+    kind: str, options: argparse.Namespace, runs: Mapping[Path, Run], existing: Mapping[Path, Callable[[Path], Any]]
+) -> list[Opened]:
+    """The trained networks; ends the program with one line on whatever is wrong, before anything is written.
+
+    existing: readers of the files that the measure will write to, which are read if they are there.
+    """
+    # PyTorch takes two seconds to import: the other commands and a wrong command line do without it.
+    from cifar_lab.networks import describe
+    from cifar_lab.run_folder.checkpoint import CheckpointError, load_model
+    from cifar_lab.training.device import DeviceError, choose
+
+    found = []
+    try:
+        for file, read in existing.items():
+            if file.exists():
+                read(file)
+        loaded = {folder: load_model(folder, options.script) for folder in runs}
+        device = choose(Settings(device=options.device, precision="fp32"))
+        for folder, run in runs.items():
+            model, state = loaded[folder]
+            size, classes = run.settings["train_size"], run.settings["classes"]
+            try:
+                data = of_run({"settings": run.settings, "environment": run.environment}, options.data_dir)
+                if size > len(data.train_images):
+                    raise DataError(f"was trained on {size} images; the data set has {len(data.train_images)}")
+                check_labels(data.train_labels[:size], describe(model, classes).classes)
+            except DataError as error:
+                raise DataError(f"{folder}: {error}") from None
+            found.append(Opened(device.place(model), state, run, data, device))
+    except (RunFileError, CheckpointError, DeviceError, DataError) as error:
+        fail(f"landscape.py {kind}: {error}")
+    return found
+
+
+@contextmanager
+def measuring(kind: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Gives a function that is told how much of the total is done: it moves a bar, and ends the program if a signal has
+    come. Files that cannot be written or read end it too, with one line."""
+    from cifar_lab.training.console import Stopped, StopSignals
+
+    try:
+        with StopSignals() as stop, tqdm(total=total, unit=unit, disable=None, dynamic_ncols=True) as bar:
+
+            def each(done: int) -> None:
+                bar.update(max(0, done - bar.n))
+                if stop.received and done < total:
+                    raise Stopped(stop.received)
+
+            yield each
+    except Stopped as stopped:
+        fail(f"landscape.py {kind}: stopped; what is computed is saved, and the same command continues", stopped.status)
+    except RunFileError as error:
+        fail(f"landscape.py {kind}: {error}", 1)
+    except OSError as error:
+        fail(f"landscape.py {kind}: {error.filename}: {error.strerror}; the same command continues later", 1)
+
+
+def drawn(draw: Callable[..., None], run: Run, *content: Any) -> int:
+    """Draws one figure into the folder of its preset's figures, and says so; returns the exit status."""
+    from cifar_lab.figures.style import Figures
+
+    figures = Figures()
+    draw(figures, figures_folder(run), run, *content)
+    print(*figures.lines(), sep="\n")
+    return 0
+
+
+# --- The surface ------------------------------------------------------------------------------------------------------
 
 
 def surface_parser() -> Parser:
     """The flags of `landscape.py surface`."""
-    default = surface.Grid()
-    p = Parser("landscape.py surface", __doc__)
-    add = p.add_argument
-    add("folders", nargs="+", type=path, metavar="RUN_FOLDER", help="folder of a trained run")
-    add("--dims", type=choice("1", "2"), default="2", help="directions: 1 or 2 (2)")
-    add("--points", type=_odd, default=default.points, help=f"along each direction, odd ({default.points})")
-    add("--range", type=real(0, 1e3, above=True), default=default.range, help="largest |a| and |b| (1)")
-    add("--images", type=integer(2, MOST_IMAGES), help=f"training images ({default.images}, or all)")
-    add("--seed", type=integer(0, LARGEST_SEED), default=0, help="seed for directions and image subset (0)")
-    add("--mode", type=choice("eval", "train"), default="eval", help="BatchNorm mode: eval or train (eval)")
-    add("--device", type=device_name, default="auto", help=", ".join(DEVICES))
-    add("--data-dir", type=path, default=None, help="folder of the data sets (default: $CIFAR10_DIR, else data/)")
-    add("--script", type=path, default=None, help="file that defines the network, if it is not in the project's folder")
-    return p
+    own = {
+        "dims": (choice("1", "2"), "directions: 1 or 2"),
+        "points": (_odd, "along each direction, odd"),
+        "range": (real(0, 1e3, above=True), "largest |a| and |b|"),
+    }
+    return measure_parser("surface", surface.Grid(), "+", own)
 
 
 def _odd(text: str) -> int:
@@ -143,108 +289,107 @@ def _odd(text: str) -> int:
     return value
 
 
-def surface_main(argv: list[str]) -> int:
+def surface_main(options: argparse.Namespace) -> int:
     """Computes and draws the surfaces that the command line asks for; returns the exit status."""
-    options = surface_parser().parse_args(argv)
-    folders = list(dict.fromkeys(map(Path, options.folders)))
+    runs, grid = runs_of("surface", options, surface.Grid)
+    file_of = {run: folder / f"{grid.stem}.csv" for folder, run in runs.items()}
+    for found in opened("surface", options, runs, dict.fromkeys(file_of.values(), surface.read_surface)):
+        with measuring("surface", len(grid.coordinates()), "point") as each:
+            digest, images = weights_digest(found.model.state_dict()), found.training_images(grid)
+            surface.compute(file_of[found.run], found.model, digest, *images, grid, each)
+    from cifar_lab.figures import surface as figure
+    from cifar_lab.figures.style import Figures
 
-    # PyTorch takes two seconds to import: the other command and a wrong command line do without it.
-    from cifar_lab.networks import describe
-    from cifar_lab.run_folder.checkpoint import CheckpointError, load_model
-    from cifar_lab.training.console import Stopped
-    from cifar_lab.training.device import DeviceError, choose
-
-    try:  # everything that can be wrong, before anything is written
-        configs = {folder: _config(folder) for folder in folders}
-        if options.images is None:
-            options.images = min(surface.Grid.images, *(of["settings"]["train_size"] for of in configs.values()))
-        grid = surface.Grid(**{f.name: f.type(getattr(options, f.name)) for f in fields(surface.Grid)})
-        for folder, config in configs.items():
-            _check_surface(folder, config["settings"]["train_size"], grid)
-        models = {folder: load_model(folder, options.script)[0] for folder in folders}
-        device = choose(Settings(device=options.device, precision="fp32"))
-        images = {
-            folder: _images(
-                folder, config, grid, options.data_dir, describe(models[folder], config["settings"]["classes"]).classes
-            )
-            for folder, config in configs.items()
-        }
-    except (RunFileError, CheckpointError, DeviceError, DataError) as error:
-        fail(f"landscape.py surface: {error}")
-
-    try:
-        for folder, model in models.items():
-            _compute(folder / f"{grid.stem}.csv", device.place(model), *images[folder], grid, device)
-
-        from cifar_lab.figures import surface as figure
-        from cifar_lab.figures.style import Figures
-
-        figures = Figures()
-        runs = sorted(map(read_run, folders), key=lambda run: run.model)  # as the figures of a results folder have them
-        surfaces = {run: surface.read_surface(run.folder / f"{grid.stem}.csv") for run in runs}
-        # Run folders are results/<preset>/<model>/<name>; the figures go to results/<preset>/figures.
-        figure.draw(figures, runs[0].folder.resolve().parents[1] / "figures", surfaces)
-        print(*figures.lines(), sep="\n")
-    except Stopped as stopped:
-        fail("landscape.py surface: stopped; what is computed is saved, and the same command continues", stopped.status)
-    except RunFileError as error:
-        fail(f"landscape.py surface: {error}", 1)
-    except OSError as error:
-        fail(f"landscape.py surface: {error.filename}: {error.strerror}; the same command continues later", 1)
+    figures = Figures()
+    shown = sorted(file_of, key=lambda run: run.model)  # as the figures of a results folder have them
+    figure.draw(figures, figures_folder(shown[0]), {run: surface.read_surface(file_of[run]) for run in shown})
+    print(*figures.lines(), sep="\n")
     return 0
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """A run's config.json. Raises RunFileError."""
-    if not os.path.isdir(folder):  # pathlib raises if a name is too long
-        raise RunFileError(
-            folder, "there is no such run folder; to create one, run python MyVGG.py or python MyFramework.py"
-        )
-    return read_config(folder)
+# --- The line between two networks -----------------------------------------------------------------------------------
 
 
-def _check_surface(folder: Path, train_size: int, grid: surface.Grid) -> None:
-    """Raises RunFileError if a run cannot have this surface. train_size: how many images it was trained on."""
+def line_parser() -> Parser:
+    """The flags of `landscape.py line`."""
+    return measure_parser("line", line.Grid(), 2, {"points": (integer(3, 1001), "on the line, both ends included")})
+
+
+def line_main(options: argparse.Namespace) -> int:
+    """Computes and draws the line between two networks; returns the exit status."""
+    runs, grid = runs_of("line", options, line.Grid)
+    if len(runs) < 2:
+        fail(f"landscape.py line: {options.folders[0]}: the line needs two different runs")
+    first, second = runs
+    to = "/".join(second.resolve().parts[-3:])
+    file = first / f"{line.stem(grid, to)}.csv"
+    found = opened("line", options, runs, {file: line.read_line})
+    for what, values in (
+        ("network", [of.state["fingerprint"] for of in found]),
+        ("data", [f"{of.run.settings['dataset']} {of.run.settings['data_digest']}".strip() for of in found]),
+    ):
+        if values[0] != values[1]:
+            fail(f"landscape.py line: {second}: its {what} is not that of {first} ({' and '.join(values)})")
+    train_size, tests = (min(of.run.settings[name] for of in found) for name in ("train_size", "test_size"))
+    train, model = found[0].training_images(grid, train_size), found[0].model
+    test = found[0].placed(found[0].data.test_images[:tests], found[0].data.test_labels[:tests])
+    ends = [{name: t.clone() for name, t in of.model.state_dict().items()} for of in found]
+    digests = [weights_digest(of.model.state_dict()) for of in found]
+    with measuring("line", grid.points, "point") as each:
+        made = line.layout(grid, to, digests)
+        measured.compute(
+            file, made, line.layout_of,
+            lambda done: line.errors(model, ends, train, test, made.places[done:, 0].tolist()), each,
+        )  # fmt: skip
+        content = line.read_line(file)
+    for name, error in (("training loss", content.train_loss), ("test error", 100 - content.test_accuracy)):
+        print(f"barrier of the {name}: {line.barrier(error):.4g} {'nats' if 'loss' in name else 'points'}")
+    from cifar_lab.figures import line as figure
+
+    return drawn(figure.draw, runs[first], file.stem, content)
+
+
+# --- Sharpness --------------------------------------------------------------------------------------------------------
+
+
+def sharpness_parser() -> Parser:
+    """The flags of `landscape.py sharpness`."""
+    own = {
+        "iterations": (integer(2, 10_000), "of the Lanczos method; as many vectors of all parameters are in memory"),
+        "vectors": (integer(1, 1000), "random vectors that the density is averaged over"),
+    }
+    return measure_parser("sharpness", sharpness.Grid(), 1, own)
+
+
+def sharpness_main(options: argparse.Namespace) -> int:
+    """Computes, prints and draws the spectrum of a network's Hessian; returns the exit status."""
+    runs, grid = runs_of("sharpness", options, sharpness.Grid)
+    ((folder, run),) = runs.items()
     file = folder / f"{grid.stem}.csv"
-    if file.exists():
-        surface.read_surface(file)
-    if grid.images > train_size:
-        raise RunFileError(folder, f"--images {grid.images}: the run was trained on {train_size}, and no more are used")
+    (found,) = opened("sharpness", options, runs, {file: sharpness.read_sharpness})
+    model = found.model
+    if grid.iterations > (parameters := sum(p.numel() for p in model.parameters())):
+        fail(f"landscape.py sharpness: --iterations {grid.iterations}: the network has {parameters} parameters")
+    images = found.training_images(grid)
+    with measuring("sharpness", grid.iterations * grid.vectors, "product") as each:
+        made = sharpness.layout(grid, weights_digest(model.state_dict()))
+        rows = partial(sharpness.spectra, model, *images, grid, each)
+        measured.compute(file, made, sharpness.layout_of, rows, each)
+        _, spectrum = sharpness.read_sharpness(file)
+    for name, largest in (("largest", True), ("smallest", False)):
+        values = ", ".join(f"{value:.6g} ± {residual:.1g}" for value, residual in spectrum.outer(5, largest=largest))
+        print(f"{name} eigenvalues: {values}")
+    from cifar_lab.figures import sharpness as figure
+
+    return drawn(figure.draw, run, grid, spectrum)
 
 
-def _images(folder: Path, config: dict[str, Any], grid: surface.Grid, data_dir: str | None, classes: int) -> tuple:
-    """What a run's surface is computed on: images (N, 3, 32, 32), normalized, labels (N,). Raises DataError."""
-    import torch
-
-    from cifar_lab.training.augment import normalize, to_unit
-
-    train_size = config["settings"]["train_size"]
-    try:
-        data = of_run(config, data_dir)
-        if train_size > len(data.train_images):
-            raise DataError(f"was trained on {train_size} images; the data set has {len(data.train_images)}")
-        check_labels(data.train_labels[:train_size], classes)
-    except DataError as error:
-        raise DataError(f"{folder}: {error}") from None
-    chosen = np.random.default_rng(grid.seed).permutation(train_size)[: grid.images]
-    images = normalize(to_unit(torch.from_numpy(data.train_images[chosen])), data.normalization)
-    return images, torch.from_numpy(data.train_labels[chosen]).long()
-
-
-def _compute(file: Path, model, images, labels, grid: surface.Grid, device) -> None:
-    """Computes what a surface file lacks, with a bar. Raises Stopped, after a whole row, if a signal has come."""
-    from cifar_lab.training.console import Stopped, StopSignals
-
-    images, labels = device.place(images), labels.to(device.torch)
-    total = len(grid.coordinates())
-    with StopSignals() as stop, tqdm(total=total, unit="point", disable=None, dynamic_ncols=True) as bar:
-
-        def each(done: int) -> None:
-            bar.update(done - bar.n)
-            if stop.received and done < total:
-                raise Stopped(stop.received)
-
-        surface.compute(file, model, surface.weights_digest(model), images, labels, grid, each)
+COMMANDS = {
+    "band": (band_parser, band_main),
+    "surface": (surface_parser, surface_main),
+    "line": (line_parser, line_main),
+    "sharpness": (sharpness_parser, sharpness_main),
+}
 
 
 if __name__ == "__main__":

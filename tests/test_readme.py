@@ -47,10 +47,9 @@ def test_a_command_of_the_readme_parses(command):
         parsed(command)
     elif name == "plot_results.py":
         plot_results.parser().parse_args(words)
-    elif words[:1] == ["surface"]:
-        landscape.surface_parser().parse_args(words[1:] or ["run"])
-    elif words[:1] == ["band"]:
-        landscape.band_parser().parse_args(words[1:])
+    elif name == "landscape.py" and words and words[0] in landscape.COMMANDS:
+        parser_of, _ = landscape.COMMANDS[words[0]]
+        parser_of().parse_args(words[1:] or ["run"])
     elif name != "MyResNet.py":  # tests/test_own_network.py
         assert name == "landscape.py"
         landscape.parser().parse_args(words)

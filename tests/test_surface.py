@@ -28,7 +28,7 @@ from cifar_lab.figures import kinds
 from cifar_lab.figures.style import Figures
 from cifar_lab.figures.surface import draw
 from cifar_lab.measures.evaluation import evaluate
-from cifar_lab.measures.surface import Grid, compute, direction, grid_losses, header, read_surface
+from cifar_lab.measures.surface import Grid, compute, direction, grid_losses, layout, read_surface
 from cifar_lab.networks import build, describe
 from cifar_lab.run_folder import checkpoint
 from cifar_lab.run_folder.reader import read_run, read_runs
@@ -327,7 +327,7 @@ def test_a_file_in_another_grids_place_is_refused(tmp_path):
 @given(st.binary(max_size=200), st.integers(0, 400), st.booleans())
 def test_arbitrary_bytes_give_a_clean_error(tmp_path_factory, noise, at, whole_header):
     file = tmp_path_factory.mktemp("noise") / FILE
-    good = header(GRID, "x").encode() if whole_header else b""
+    good = layout(GRID, "x").header.encode() if whole_header else b""
     file.write_bytes(good[:at] + noise + good[at:])
     complaint = str(file)
     try:
@@ -343,7 +343,7 @@ def test_arbitrary_bytes_give_a_clean_error(tmp_path_factory, noise, at, whole_h
 def surface_file(folder: Path, grid: Grid, losses) -> Path:
     rows = [f"{a!r},{b!r},{loss!r}\n" for (a, b), loss in zip(grid.coordinates().tolist(), losses, strict=False)]
     file = folder / f"{grid.stem}.csv"
-    file.write_text(header(grid, "x") + "".join(rows), encoding="utf-8")
+    file.write_text(layout(grid, "x").header + "".join(rows), encoding="utf-8")
     return file
 
 

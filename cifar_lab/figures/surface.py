@@ -1,7 +1,7 @@
 """The figures of filter-normalized surfaces, from the files of `measures.surface`: contours and lines."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import LogLocator
 
 from cifar_lab.figures.style import Figures, looks, plt, small_print, wrapped
-from cifar_lab.measures.surface import BATCH, Grid, Surface, command, read_surface
-from cifar_lab.run_folder.reader import Run
-from cifar_lab.run_folder.schema import RunFileError
+from cifar_lab.measures.surface import BATCH, Grid, Surface, read_surface
+from cifar_lab.run_folder.measured import command
+from cifar_lab.run_folder.reader import Run, measured_files
 
 SHOWN = 10  # times the loss of a uniform guess; what is above is drawn as if it were this
 DECADE = 10.0  # a ratio of largest to smallest loss from which on the scale is logarithmic
@@ -27,10 +27,10 @@ class Panel:
     surface: Surface
     losses: np.ndarray  # in the order of the file; what is above the scale, or not finite, is at its end
 
-    def table(self, low: float, high: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The axes a and b, and the losses within [low, high] with a row for each b."""
+    def table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The axes a and b, and the losses with a row for each b."""
         axis = np.unique(self.surface.grid.coordinates()[:, 0])
-        return axis, axis, self.losses.reshape(len(axis), -1).T.clip(low, high)
+        return axis, axis, self.losses.reshape(len(axis), -1).T
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,43 @@ class Scale:
     highest: float
     logarithmic: bool
 
+    @classmethod
+    def of(cls, losses: np.ndarray, runs: Iterable[Run]) -> "Scale | None":
+        """The scale of the losses (n,) of runs, None if none is finite; what is above it is drawn at its end."""
+        finite = losses[np.isfinite(losses)]
+        if not len(finite):
+            return None
+        guess = float(max(np.log(run.settings["classes"]) for run in runs))
+        highest = min(float(finite.max()), SHOWN * guess)
+        lowest = min(max(float(finite.min()), highest * 1e-4), highest)
+        return cls(lowest, max(highest, 1.001 * lowest), highest > DECADE * lowest)
+
+    def above(self, losses: np.ndarray) -> str:
+        """How many of the losses lie above, in words; empty if none does."""
+        above = int((~(losses <= self.highest)).sum())
+        return f"; {above} of {len(losses)} points are above {self.highest:.3g} nats and are drawn there" * bool(above)
+
+    def levels(self) -> np.ndarray:
+        """(25,) losses at which contours are drawn."""
+        return (np.geomspace if self.logarithmic else np.linspace)(self.lowest, self.highest, 25)
+
+    def norm(self) -> Normalize:
+        """From losses to colours."""
+        return (LogNorm if self.logarithmic else Normalize)(self.levels()[0], self.levels()[-1])
+
+    def clipped(self, losses: np.ndarray) -> np.ndarray:
+        """The losses with what is above, or not finite, at the end of the scale."""
+        return np.where(losses <= self.highest, losses, self.highest)
+
 
 def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) -> None:
     """Draws the surface files that the runs have; networks that share all other settings side by side."""
     groups: dict[tuple[str, str, int], dict[Run, Surface]] = {}
-    for run in sorted(runs, key=lambda run: run.model):
-        for file in sorted(run.folder.glob("surface-*.csv")):
-            try:
-                surface = read_surface(file)
-            except RunFileError as error:
-                figures.errors.append(error)
-                continue
-            if surface.complete:
-                groups.setdefault((surface.grid.stem, run.settings_name, run.seed), {})[run] = surface
-            else:
-                figures.missing.append((file.stem, command([run.folder], surface.grid)))
+    for run, file, surface in measured_files(runs, "surface-*.csv", read_surface, figures.errors):
+        if surface.complete:
+            groups.setdefault((surface.grid.stem, run.settings_name, run.seed), {})[run] = surface
+        else:
+            figures.missing.append((file.stem, command("surface", [run.folder], surface.grid)))
     for surfaces in groups.values():
         draw(figures, results / preset / "figures", surfaces)
 
@@ -64,27 +86,20 @@ def draw(figures: Figures, folder: Path, surfaces: Mapping[Run, Surface]) -> Non
     """A figure of surfaces of one grid: contours side by side on one scale or, of one dimension, a line each."""
     grid = next(iter(surfaces.values())).grid
     everything = np.concatenate([surface.losses for surface in surfaces.values()])
-    finite = everything[np.isfinite(everything)]
-    if not len(finite):
+    scale = Scale.of(everything, surfaces)
+    if scale is None:
         return
-    guess = float(max(np.log(run.settings["classes"]) for run in surfaces))
-    highest = min(float(finite.max()), SHOWN * guess)
-    lowest = min(max(float(finite.min()), highest * 1e-4), highest)
     named = dict.fromkeys(f"{run.preset}, {run.name}" for run in surfaces)
-    note = f"{'; '.join(named)}: {_note(grid)}"
-    above = int((~(everything <= highest)).sum())
-    if above:
-        note += f"; {above} of {len(everything)} points are above {highest:.3g} nats and are drawn there"
+    note = f"{'; '.join(named)}: {_note(grid)}{scale.above(everything)}"
     repeated = len({run.model for run in surfaces}) < len(surfaces)
     look_of = looks(list(surfaces))
     panels = [
         Panel(
             look_of[run].label + (f"\n{run.name}" if repeated else ""), None if repeated else look_of[run].colour,
-            surface, np.where(surface.losses <= highest, surface.losses, highest),
+            surface, scale.clipped(surface.losses),
         )
         for run, surface in surfaces.items()
     ]  # fmt: skip
-    scale = Scale(lowest, max(highest, 1.001 * lowest), highest > DECADE * lowest)
     caption = f"Filter-normalized surface (Li et al. 2018) of {' and '.join(p.label for p in panels)}, {grid.mode} mode"
     figure = (_lines if grid.dims == 1 else _contours)(panels, scale)
     figure.suptitle(f"Filter-normalized surface around the trained network ({grid.mode} mode)", fontsize=11)
@@ -94,12 +109,14 @@ def draw(figures: Figures, folder: Path, surfaces: Mapping[Run, Surface]) -> Non
 
 
 def _note(grid: Grid) -> str:
-    batchnorm = "with its running statistics" if grid.mode == "eval" else f"with the statistics of up to {BATCH} images"
     size = f"{grid.points} x {grid.points}" if grid.dims == 2 else f"{grid.points}"
-    return (
-        f"{size} points, seed {grid.seed}; loss on {grid.images} training images, not augmented; "
-        f"{grid.mode} mode: BatchNorm {batchnorm}, no dropout"
-    )
+    return f"{size} points, seed {grid.seed}; {images_note(grid)}"
+
+
+def images_note(grid) -> str:
+    """On which images the loss is, and how. grid: a measure's settings, with `images` and `mode`."""
+    batchnorm = "with its running statistics" if grid.mode == "eval" else f"with the statistics of up to {BATCH} images"
+    return f"loss on {grid.images} training images, not augmented; {grid.mode} mode: BatchNorm {batchnorm}, no dropout"
 
 
 def _joined(runs: Sequence[Run]) -> str:
@@ -129,18 +146,28 @@ def _lines(panels: Sequence[Panel], scale: Scale):
 
 
 def _contours(panels: Sequence[Panel], scale: Scale):
-    levels = (np.geomspace if scale.logarithmic else np.linspace)(scale.lowest, scale.highest, 25)
-    norm = (LogNorm if scale.logarithmic else Normalize)(levels[0], levels[-1])
     figure, axes = plt.subplots(1, len(panels), figsize=(1.3 + 3.9 * len(panels), 4.8), squeeze=False, sharey=True)
     for ax, panel in zip(axes[0], panels, strict=True):
-        a, b, losses = panel.table(levels[0], levels[-1])
-        filled = ax.contourf(a, b, losses, levels, norm=norm, cmap="viridis")
-        ax.contour(a, b, losses, levels, norm=norm, colors="white", linewidths=0.3)
+        filled = draw_contours(ax, *panel.table(), scale)
         ax.plot(0, 0, "+", color="white", markersize=9)
         ax.set(title=f"{panel.label}\nf(0, 0) = {panel.surface.center:.3f}", xlabel="a", aspect="equal")
-        ax.grid(False)
     axes[0, 0].set_ylabel("b")
-    bar = figure.colorbar(filled, ax=axes[0].tolist(), label="loss (nats)", shrink=0.8)
-    bar.set_ticks(levels[::4], labels=[f"{level:.3g}" for level in levels[::4]])
-    bar.minorticks_off()
+    add_loss_bar(figure, axes[0].tolist(), filled)
     return figure
+
+
+def draw_contours(ax, a: np.ndarray, b: np.ndarray, losses: np.ndarray, scale: Scale):
+    """Filled contours of losses (points of b, points of a) at 25 levels of a scale; returns what is filled."""
+    levels = scale.levels()
+    shown = losses.clip(levels[0], levels[-1])
+    filled = ax.contourf(a, b, shown, levels, norm=scale.norm(), cmap="viridis")
+    ax.contour(a, b, shown, levels, norm=scale.norm(), colors="white", linewidths=0.3)
+    ax.grid(False)
+    return filled
+
+
+def add_loss_bar(figure, axes: list, filled) -> None:
+    """The colours of `draw_contours` beside the axes. filled: what it returned."""
+    bar = figure.colorbar(filled, ax=axes, label="loss (nats)", shrink=0.8)
+    bar.set_ticks(filled.levels[::4], labels=[f"{level:.3g}" for level in filled.levels[::4]])
+    bar.minorticks_off()

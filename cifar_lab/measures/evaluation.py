@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+Batches = list[tuple[Tensor, Tensor]]
 
 
 @torch.inference_mode()
@@ -29,3 +31,22 @@ def evaluate(
         predictions.append(logits.argmax(1))
         confusion.index_add_(0, labels * classes + predictions[-1], torch.ones_like(labels))
     return loss, confusion.view(classes, classes), torch.cat(predictions)
+
+
+def in_batches(images: Tensor, labels: Tensor, largest: int) -> Batches:
+    """Images (N, 3, 32, 32) and labels (N,) in equal batches, or nearly so, of at most `largest`."""
+    batches = -(-len(images) // largest)
+    return list(zip(images.tensor_split(batches), labels.tensor_split(batches), strict=True))
+
+
+def mean_loss(forward: Callable[[Tensor], Tensor], batches: Batches) -> float:
+    """The mean cross-entropy (nats) over all images; the host waits for the device."""
+    return float(evaluate(forward, batches)[0]) / sum(len(labels) for _, labels in batches)
+
+
+def set_mode(model: nn.Module, mode: str) -> None:
+    """Eval mode or, if `mode` is train, eval mode but for BatchNorm, which uses the statistics of each batch."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(mode == "train")

@@ -6,24 +6,17 @@ drawn from the files alone.
 """
 
 import hashlib
-import json
-import os
-import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from cifar_lab.run_folder import files
-from cifar_lab.run_folder.schema import RunFileError, read_bytes
+from cifar_lab.run_folder import measured
 
 BATCH = 128  # images per forward pass, at most: the fastest on a CPU
 LARGEST_GRID = 1001  # points along a direction
-LARGEST_FILE = 1 << 27  # bytes
-COLUMNS = "a,b,loss"
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,6 @@ class Surface:
     grid: Grid
     weights_sha256: str
     losses: np.ndarray  # (n,) nats, of the first n grid points
-    size: int  # bytes of the file up to the end of its last whole row
 
     @property
     def complete(self) -> bool:
@@ -79,40 +71,24 @@ class Surface:
 # --- The file ---------------------------------------------------------------------------------------------------------
 
 
-def header(grid: Grid, weights_sha256: str) -> str:
-    """The first two lines of a surface file: what it is, as JSON behind a '#', and the columns."""
+def layout(grid: Grid, weights_sha256: str) -> measured.Layout:
+    """What a surface file holds."""
     about = {"what": "loss at w + a d1 + b d2, filter-normalized directions (Li et al. 2018)", **asdict(grid)}
-    return f"# {json.dumps(about | {'weights_sha256': weights_sha256})}\n{COLUMNS}\n"
+    return measured.Layout(
+        "surface", grid.stem, about | {"weights_sha256": weights_sha256}, "a,b,loss", grid.coordinates()
+    )
+
+
+def _layout_of(about: Mapping[str, Any]) -> measured.Layout:
+    grid = Grid(**{f.name: f.type(about[f.name]) for f in fields(Grid)})
+    return layout(grid, str(about["weights_sha256"]))
 
 
 def read_surface(file: str | Path) -> Surface:
     """Reads a surface file; half a last row is ignored. Raises RunFileError, naming file and line."""
-    file = Path(file)
-    data = read_bytes(file, LARGEST_FILE)
-    lines = data.split(b"\n")[:-1]  # what follows the last newline is half a row
-    try:
-        about = json.loads(lines[0].removeprefix(b"# "))
-        grid = Grid(**{f.name: f.type(about[f.name]) for f in fields(Grid)})
-        expected = header(grid, str(about["weights_sha256"])).encode().split(b"\n")[:-1]
-        coordinates = grid.coordinates()
-    except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError):
-        raise RunFileError(file, "not the header of a surface file", 1) from None
-    if lines[:2] != expected:
-        raise RunFileError(file, "not the header of a surface file", 1 if lines[0] != expected[0] else 2)
-    if file.stem != grid.stem:
-        raise RunFileError(file, f"this surface belongs into {grid.stem}.csv", 1)
-    losses = []
-    for line_number, (line, place) in enumerate(zip(lines[2:], coordinates, strict=False), start=3):
-        try:
-            a, b, loss = map(float, line.split(b","))
-        except ValueError:
-            raise RunFileError(file, f"not a row of {COLUMNS}", line_number) from None
-        if (a, b) != tuple(place):
-            raise RunFileError(file, f"a, b are {a:g}, {b:g} where {place[0]:g}, {place[1]:g} follows", line_number)
-        losses.append(loss)
-    if len(lines) - 2 > len(coordinates):
-        raise RunFileError(file, f"more than {len(coordinates)} rows", len(coordinates) + 3)
-    return Surface(grid, str(about["weights_sha256"]), np.array(losses), data.rfind(b"\n") + 1)
+    found = measured.read(file, "surface", _layout_of)
+    about = found.layout.about
+    return Surface(Grid(**{f.name: about[f.name] for f in fields(Grid)}), about["weights_sha256"], found.values[:, 0])
 
 
 # --- The surface ------------------------------------------------------------------------------------------------------
@@ -146,82 +122,48 @@ def grid_losses(model, images, labels, grid: Grid, done: int = 0) -> Iterable[fl
     """
     import torch  # here and above: whoever draws figures does not wait for it
 
-    from cifar_lab.measures.evaluation import evaluate
-
-    model.eval()
-    if grid.mode == "train":
-        for module in model.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.train()
-    parameters = list(model.parameters())
-    batches = -(-len(images) // BATCH)
     generator = torch.Generator().manual_seed(grid.seed)
-    directions = [direction(parameters, generator) for _ in range(2)]
+    directions = [direction(model.parameters(), generator) for _ in range(2)]
+    return losses_at(model, images, labels, directions, grid.coordinates()[done:], grid.mode)
+
+
+def losses_at(model, images, labels, directions: Sequence[Sequence], places: np.ndarray, mode: str) -> Iterable[float]:
+    """The mean cross-entropy (nats) at w + a d1 + b d2 for each (a, b) of places (n, 2), w the model's weights.
+
+    directions: d1 and d2, a tensor for each parameter, None if the parameter stays. Else as `grid_losses`.
+    """
+    import torch
+
+    from cifar_lab.measures.evaluation import in_batches, mean_loss, set_mode
+
+    set_mode(model, mode)
+    parameters = list(model.parameters())
+    batches = in_batches(images, labels, BATCH)
     moved = [
         (p, p.detach().clone(), d1, d2) for p, d1, d2 in zip(parameters, *directions, strict=True) if d1 is not None
     ]
     # One point after the other: batching them (torch.func.vmap over the weights) is slower. Measured on 2 CPU cores
     # with 512 images, VGG-A at width 0.125, 0.25 and 1 takes 137, 229 and 1,236 ms a point with it, and 11, 29 and
     # 415 ms without, in batches of 128 images, channels last. Not measured on a GPU.
-    for a, b in grid.coordinates()[done:].tolist():
+    for a, b in places.tolist():
         with torch.no_grad():
             for p, w, d1, d2 in moved:
                 p.copy_(w).add_(d1, alpha=a).add_(d2, alpha=b)
-        # In equal batches.
-        pairs = zip(images.tensor_split(batches), labels.tensor_split(batches), strict=True)
-        yield float(evaluate(model, pairs)[0]) / len(images)
+        yield mean_loss(model, batches)
 
 
 def compute(file: Path, model, weights_sha256: str, images, labels, grid: Grid, each: Callable[[int], None]) -> None:
-    """Writes the rows that a surface file still lacks. Each is on the disk before the next is computed.
+    """Writes the rows that a surface file still lacks: `measured.compute`."""
 
-    each: is told the number of rows after every one. A file of other weights (the run was trained further) is moved
-    aside, not deleted. Raises RunFileError on a malformed one, or if another process writes to it, and OSError.
-    """
-    lock = FileLock(file.with_name(f".{file.stem}.lock"))
-    try:
-        files.lock(lock)
-    except Timeout:
-        raise RunFileError(file, "another process writes to it") from None
-    try:
-        _compute(file, model, weights_sha256, images, labels, grid, each)
-    finally:
-        lock.release()
+    def rows(done: int) -> Iterable[tuple[float]]:
+        return ((loss,) for loss in grid_losses(model, images, labels, grid, done))
+
+    measured.compute(file, layout(grid, weights_sha256), _layout_of, rows, each)
 
 
-def _compute(file: Path, model, weights_sha256: str, images, labels, grid: Grid, each: Callable[[int], None]) -> None:
-    if file.exists():
-        found = read_surface(file)
-        if found.weights_sha256 != weights_sha256:
-            os.replace(file, file.with_name(f".{file.stem}.before-{datetime.now():%Y%m%d-%H%M%S-%f}.csv"))
-        elif file.stat().st_size > found.size:
-            os.truncate(file, found.size)
-    if not file.exists():
-        files.write_text(file, header(grid, weights_sha256))
-    found = read_surface(file)
-    done, size = len(found.losses), found.size
-    each(done)
-    places = grid.coordinates()[done:].tolist()
-    for (a, b), loss in zip(places, grid_losses(model, images, labels, grid, done), strict=True):
-        if file.stat().st_size != size:
-            raise RunFileError(file, "another process writes to it")
-        row = f"{a!r},{b!r},{loss!r}\n"
-        files.append(file, row)
-        files.sync(file)
-        done, size = done + 1, size + len(row)
-        each(done)
-
-
-def weights_digest(model) -> str:
-    """SHA-256 of a network's parameters and buffers."""
+def weights_digest(weights: Mapping[str, Any]) -> str:
+    """SHA-256 of a network's parameters and buffers, a state dictionary."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def command(folders: Sequence[Path], grid: Grid) -> str:
-    """The command that computes a surface."""
-    default = Grid()
-    flags = [f"--{name} {value}" for name, value in asdict(grid).items() if value != getattr(default, name)]
-    return " ".join(["python landscape.py surface", *(shlex.quote(str(folder)) for folder in folders), *flags])

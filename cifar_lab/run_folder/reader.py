@@ -1,7 +1,7 @@
 """Run folders as a reader sees them: found, read whole, and told apart; also while a run still writes into them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -243,6 +243,18 @@ def _check_lengths(folder: Path, config: dict, summary: dict | None, epochs: int
     if diverged not in (None, steps + 1) or (diverged and epochs == config["epochs"]):
         has = f"steps.csv has {steps} rows, epochs.csv {epochs}"
         raise RunFileError(folder / "summary.json", f"diverged at step {diverged}; {has}")
+
+
+def measured_files(
+    runs: Sequence[Run], pattern: str, read: Callable[[Path], Any], errors: list[RunFileError]
+) -> Iterator[tuple[Run, Path, Any]]:
+    """The files of a measure that runs have, with what `read` makes of each; those that it cannot read go to errors."""
+    for run in sorted(runs, key=lambda run: run.model):
+        for file in sorted(run.folder.glob(pattern)):
+            try:
+                yield run, file, read(file)
+            except RunFileError as error:
+                errors.append(error)
 
 
 def _check_place(run: Run) -> None:
