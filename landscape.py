@@ -6,6 +6,7 @@
     python landscape.py surface RUN_FOLDER                    surface, 25 x 25 points
     python landscape.py surface RUN_FOLDER RUN_FOLDER         both networks side by side, on one colour scale
     python landscape.py surface RUN_FOLDER --dims 1           along one direction
+    python landscape.py path RUN_FOLDER                       the trajectory of a run trained with --keep-every
     python landscape.py line RUN_FOLDER RUN_FOLDER            loss and accuracy between two networks
     python landscape.py sharpness RUN_FOLDER                  largest eigenvalues and spectrum of the Hessian
 
@@ -14,8 +15,9 @@
 2. The probes along the gradient (Santurkar et al. 2018): in one run, loss and gradient at several distances down a
    step's own gradient (`cifar_lab/measures/probes.py`).
 3. The filter-normalized surface around a trained network (Li et al. 2018, `cifar_lab/measures/surface.py`).
-4. The straight line between two networks (Frankle et al. 2020, `cifar_lab/measures/line.py`).
-5. The spectrum of the Hessian (Ghorbani et al. 2019, `cifar_lab/measures/sharpness.py`).
+4. The trajectory in the plane of its two principal directions (Li et al. 2018, `cifar_lab/measures/path.py`).
+5. The straight line between two networks (Frankle et al. 2020, `cifar_lab/measures/line.py`).
+6. The spectrum of the Hessian (Ghorbani et al. 2019, `cifar_lab/measures/sharpness.py`).
 """
 
 import argparse
@@ -25,6 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ from tqdm import tqdm
 
 from cifar_lab.data.cache import DataError, check_labels, of_run
 from cifar_lab.measures import line, sharpness, surface
+from cifar_lab.measures import path as trajectory
 from cifar_lab.measures.surface import weights_digest
 from cifar_lab.project import RESULTS
 from cifar_lab.run_folder import measured
@@ -307,6 +311,48 @@ def surface_main(options: argparse.Namespace) -> int:
     return 0
 
 
+# --- The trajectory ---------------------------------------------------------------------------------------------------
+
+
+def path_parser() -> Parser:
+    """The flags of `landscape.py path`."""
+    return measure_parser("path", trajectory.Grid(), 1, {"points": (integer(3, 1001), "along each direction")})
+
+
+def path_main(options: argparse.Namespace) -> int:
+    """Computes and draws the trajectory of a run in its principal plane; returns the exit status."""
+    from cifar_lab.run_folder.checkpoint import CheckpointError, kept_weights
+
+    runs, grid = runs_of("path", options, trajectory.Grid)
+    ((folder, run),) = runs.items()
+    file = folder / f"{grid.stem}.csv"
+    (found,) = opened("path", options, runs, {file: trajectory.read_path})
+    model, state = found.model, found.state
+    last = state["epochs"] * run.steps_per_epoch + state["step"]
+    names = [name for name, _ in model.named_parameters()]
+    try:
+        weights = kept_weights(folder, model, state, last) | {last: state["model"]}
+        if len(weights) < 3:
+            raise CheckpointError(
+                f"{folder}: {len(weights) - 1} kept checkpoints, a plane takes two and the trained network; train the "
+                "run with --keep-every STEPS (and --fresh, if it is complete)"
+            )
+        directions, points, shares = trajectory.principal_plane([[of[n] for n in names] for of in weights.values()])
+    except (CheckpointError, ValueError) as error:
+        fail(f"landscape.py path: {error}")
+    seen = trajectory.Trajectory(tuple(weights), points, shares)
+    digest = sha256("".join(map(weights_digest, weights.values())).encode()).hexdigest()
+    made = trajectory.layout(grid, seen, digest)
+    placed = [[d.to(p) for d, p in zip(of, model.parameters(), strict=True)] for of in directions]
+    with measuring("path", len(made.places), "point") as each:
+        rows = trajectory.rows(model, *found.training_images(grid), placed, made, grid.mode)
+        measured.compute(file, made, trajectory.layout_of, rows, each)
+        content = trajectory.read_path(file)
+    from cifar_lab.figures import path as figure
+
+    return drawn(figure.draw, run, content)
+
+
 # --- The line between two networks -----------------------------------------------------------------------------------
 
 
@@ -387,6 +433,7 @@ def sharpness_main(options: argparse.Namespace) -> int:
 COMMANDS = {
     "band": (band_parser, band_main),
     "surface": (surface_parser, surface_main),
+    "path": (path_parser, path_main),
     "line": (line_parser, line_main),
     "sharpness": (sharpness_parser, sharpness_main),
 }

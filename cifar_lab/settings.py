@@ -325,6 +325,10 @@ class Settings:
     log: str | None = flag(None, "write the logs for another viewer too: tensorboard", choice("tensorboard"))
     data_dir: str | None = flag(None, "folder of the data sets (default: $CIFAR10_DIR, else data/)", path)
     checkpoint_seconds: float = flag(60.0, "seconds between two checkpoints", real(0, 1e9), metavar="SECONDS")
+    keep_every: int = flag(
+        0, "steps between two checkpoints that are kept, for `landscape.py path`, the first before any step; 0: none",
+        integer(0, 10**9), metavar="STEPS",
+    )  # fmt: skip
     fresh: bool = flag(False, "start again; what the run folder holds is moved aside, never deleted")
     evaluate: str | None = flag(
         None,

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cifar_lab.experiments import experiments
-from cifar_lab.figures import band, curves, line, probes, sharpness, surface, switches
+from cifar_lab.figures import band, curves, line, path, probes, sharpness, surface, switches
 from cifar_lab.figures.style import Figures
 from cifar_lab.run_folder.reader import Run, report_runs
 from cifar_lab.settings import training_root
 
 Kind = Callable[[Figures, Path, str, Sequence[Run]], None]
 LANDSCAPE: tuple[Kind, ...] = (
-    band.draw_all, probes.draw_all, surface.draw_all, line.draw_all, sharpness.draw_all,
+    band.draw_all, probes.draw_all, surface.draw_all, path.draw_all, line.draw_all, sharpness.draw_all,
 )  # fmt: skip
 ALL: tuple[Kind, ...] = (curves.draw_all, *LANDSCAPE, switches.draw_all)
 

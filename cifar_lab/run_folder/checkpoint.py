@@ -9,6 +9,7 @@ import shlex
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from torch import nn
 
 from cifar_lab.networks import describe, find_network
 from cifar_lab.run_folder.files import May, NotRegular, always, read_regular, rename, write_whole
-from cifar_lab.run_folder.schema import read_config
+from cifar_lab.run_folder.schema import completed, read_config
 from cifar_lab.run_folder.validation import Form
 from cifar_lab.settings import RunConfig, training_root
 
 NEWEST = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
 UNUSABLE = "checkpoint.unusable.pt"
+KEPT = "checkpoint.step*.pt"  # with --keep-every; in place of the star the number of steps behind it
 LARGEST = 1 << 34  # bytes; of a run whose network is known: `Form.largest`
 
 
@@ -33,9 +35,25 @@ class CheckpointError(Exception):
 
 def save(folder: Path, state: dict, may: May = always) -> None:
     """Writes a run's newest checkpoint and keeps the one before. Raises OSError, and what `may` raises."""
+    _write(folder / NEWEST, state, may, keep=folder / PREVIOUS)
+
+
+def keep(folder: Path, step: int, state: dict, may: May = always) -> None:
+    """Writes a checkpoint that no later one replaces. Raises as `save` does."""
+    _write(folder / KEPT.replace("*", str(step)), state, may)
+
+
+def _write(path: Path, state: dict, may: May, keep: Path | None = None) -> None:
     content = io.BytesIO()
     torch.save(state, content)  # straight into a file, it would report a full disk as an error in its own archive
-    write_whole(folder / NEWEST, lambda file: file.write(content.getbuffer()), keep=folder / PREVIOUS, may=may)
+    write_whole(path, lambda file: file.write(content.getbuffer()), keep=keep, may=may)
+
+
+def kept(folder: Path) -> dict[int, Path]:
+    """The checkpoints that --keep-every left, by the number of steps behind them, ascending."""
+    before, after = KEPT.split("*")
+    numbered = {path.name.removeprefix(before).removesuffix(after): path for path in folder.glob(KEPT)}
+    return dict(sorted((int(number), path) for number, path in numbered.items() if number.isdecimal()))
 
 
 def read(path: Path, largest: int = LARGEST) -> Any:
@@ -131,6 +149,23 @@ def load_model(
         warn(reason)
     model.load_state_dict(state["model"])
     return model.eval(), state
+
+
+def kept_weights(folder: Path, model: nn.Module, state: dict, before: int) -> dict[int, dict]:
+    """The weights of the kept checkpoints up to before a step, by number of steps.
+
+    model, state: the run's network and its newest checkpoint. Raises CheckpointError if one cannot be used.
+    """
+    # The fingerprint of a network depends on its memory format, which may be another by now.
+    description = replace(describe(model), fingerprint=state["fingerprint"])
+    form = Form(RunConfig(**completed(state["config"])), description, model, optimizer=False)
+    found = {}
+    for step, path in kept(folder).items():
+        if step < before:
+            content = read(path, form.largest)
+            check(path, content, form)
+            found[step] = content["model"]
+    return found
 
 
 def training_command(folder: str | Path, config: dict[str, Any]) -> str:

@@ -243,6 +243,8 @@ class Recorder:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             files.remove_unfinished(self.folder / name, self.check_held)
+        for left in self.folder.glob(f".{checkpoint.KEPT}.*.tmp"):
+            files.remove(left, self.check_held)
         files.write_text(config, json.dumps(content, indent=1) + "\n", self.check_held)
         for name in self._logs:
             if not (self.folder / name).exists():

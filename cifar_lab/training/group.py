@@ -74,7 +74,8 @@ class Lockstep:
 
     def __init__(
         self, runs: list[TrainingRun], loader: Loader, console: Console, stop: StopSignals, *,
-        epochs: int, checkpoint_seconds: float, probe_every: int = 0, later_groups: int = 0,
+        epochs: int, checkpoint_seconds: float, probe_every: int = 0, keep_every: int = 0,
+        later_groups: int = 0,
     ) -> None:  # fmt: skip
         self.runs = runs
         self.loader = loader
@@ -84,6 +85,7 @@ class Lockstep:
         self._target = epochs
         self._checkpoint_seconds = checkpoint_seconds
         self._probe_every = probe_every
+        self._keep_every = keep_every
         self._later_groups = later_groups  # that follow, for the estimate
         self.side_by_side = _side_by_side(self.device, runs)
         on_cpu = self.device.torch.type == "cpu"
@@ -125,6 +127,7 @@ class Lockstep:
                 continue
             self._turns.take(self.synchronize)
             batch = Batch(self.loader, epoch, index, active)
+            self._keep(active, batch.step)
             batch.to_probe = self._to_probe(active, batch.step)
             yield batch
             for run in active:
@@ -267,6 +270,15 @@ class Lockstep:
                 use(run.threads)
                 run.count_steps(step - 1)
                 yield run
+            self._stopwatch.lap()
+
+    def _keep(self, runs: list[TrainingRun], step: int) -> None:
+        """Keeps checkpoints before the step (from 1), if it is one to keep them at. Not training time."""
+        if self._keep_every and (step - 1) % self._keep_every == 0:
+            self.synchronize()  # the host waits, before each checkpoint that is kept
+            self._share_time(runs)
+            for run in runs:
+                run.keep()
             self._stopwatch.lap()
 
     def _read(self, runs: list[TrainingRun], step: int) -> None:

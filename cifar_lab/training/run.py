@@ -192,22 +192,31 @@ class TrainingRun:
             return
         self._flush_probes()
         self.recorder.sync_logs()
-        state = {
+        checkpoint.save(self.recorder.folder, self._state(), self.recorder.check_held)
+        self._saved_at = here
+
+    def keep(self) -> None:
+        """Writes a checkpoint that stays, without the optimizer's state; the host waits for the device."""
+        state = self._state() | {"optimizer": {}}
+        checkpoint.keep(self.recorder.folder, self.position.total, state, self.recorder.check_held)
+
+    def _state(self) -> dict[str, Any]:
+        """The content of a checkpoint."""
+        epochs, step = self.position.epochs, self.position.step
+        return {
             "config": asdict(self.config),
             "fingerprint": self.description.fingerprint,
             "model": {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
-            "epochs": here[0],
-            "step": here[1],
-            "losses": self.losses[: here[1]].cpu(),
-            "correct": self.correct[: here[1]].cpu(),
+            "epochs": epochs,
+            "step": step,
+            "losses": self.losses[:step].cpu(),
+            "correct": self.correct[:step].cpu(),
             "epoch_seconds": self.epoch_seconds,
             "train_seconds": self.train_seconds,
             "test_seconds": self.test_seconds,
             "probes_stopped_at": self.probes_stopped_at,
         }
-        checkpoint.save(self.recorder.folder, state, self.recorder.check_held)
-        self._saved_at = here
 
     def _load_state(self, state: dict) -> None:
         """Continues from a checkpoint, which is of this run's form.

@@ -179,7 +179,7 @@ def open_group(
             runs.append(run)
         group = Lockstep(
             runs, loader, console, stop, epochs=settings.epochs, checkpoint_seconds=settings.checkpoint_seconds,
-            probe_every=settings.probe_every, later_groups=later_groups,
+            probe_every=settings.probe_every, keep_every=settings.keep_every, later_groups=later_groups,
         )  # fmt: skip
         held.callback(console.close)
         held.callback(group.close)

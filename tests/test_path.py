@@ -1,0 +1,208 @@
+"""The trajectory in its principal plane: the checkpoints that are kept for it, known planes, file, figure, command."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from drawn import drawn_by, lines
+from test_surface import IMAGES, images, images_and_labels, mean_loss, small_net, trained  # noqa: F401
+from trainings import content, flags, folder_in_memory, train_here
+
+import landscape
+from cifar_lab.measures.path import Grid, Trajectory, principal_plane, read_path
+from cifar_lab.measures.surface import losses_at
+from cifar_lab.run_folder import checkpoint
+
+torch.set_num_threads(1)
+
+# --- Principal directions ---------------------------------------------------------------------------------------------
+
+
+def in_two_tensors(rows) -> list[list[torch.Tensor]]:
+    """Checkpoints of seven parameters each."""
+    return [[torch.tensor(row[:4]).view(2, 2), torch.tensor(row[4:])] for row in np.asarray(rows).tolist()]
+
+
+def test_a_known_plane():
+    """Places (-3, 1), (3, 1), (-1, -1), (1, -1) along two orthonormal axes have variances 20 and 4 and no covariance;
+    seen from the last, and with the first in the positive quadrant, they are (4, 2), (-2, 2), (2, 0), (0, 0)."""
+    axes = np.linalg.qr(np.random.default_rng(0).normal(size=(7, 2)))[0].T
+    places = np.array([[-3, 1], [3, 1], [-1, -1], [1, -1]])
+    weights = in_two_tensors(5 + places @ axes)
+    directions, points, shares = principal_plane(weights)
+    np.testing.assert_allclose(points, [[4, 2], [-2, 2], [2, 0], [0, 0]], atol=1e-5)
+    assert shares == pytest.approx((20 / 24, 4 / 24), rel=1e-6)
+    found = np.array([torch.cat([t.flatten() for t in d]).tolist() for d in directions])
+    np.testing.assert_allclose(found, [-axes[0], axes[1]], atol=1e-6)
+
+
+def test_more_directions_than_two():
+    """Against numpy's singular value decomposition of the centered rows."""
+    rows = np.random.default_rng(1).normal(size=(6, 7)) * np.array([5, 3, 1, 1, 0.5, 0.5, 0.5])
+    _, points, shares = principal_plane(in_two_tensors(rows))
+    _, s, vt = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
+    expected = (rows - rows[-1]) @ vt[:2].T
+    np.testing.assert_allclose(points, expected * np.sign(expected[0]), atol=1e-5)
+    assert shares == pytest.approx(s[:2] ** 2 / (s**2).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [[[0.0] * 7, [1.0] * 7], [[float(i)] * 7 for i in range(4)], [[1.0] * 7] * 3])
+def test_no_plane(rows):
+    with pytest.raises(ValueError, match="one line"):
+        principal_plane(in_two_tensors(rows))
+
+
+def test_three_checkpoints_lie_in_their_plane():
+    """So the loss at each one's place is its own."""
+    (x, y), nets = images_and_labels(), [small_net(seed) for seed in range(3)]
+    for net in nets[:2]:
+        net[1].load_state_dict(
+            {k: v for k, v in nets[2][1].state_dict().items() if "running" in k or "num" in k}
+            | dict(net[1].named_parameters())
+        )
+    expected = [mean_loss(net, x, y) for net in nets]
+    directions, points, shares = principal_plane([[p.detach() for p in net.parameters()] for net in nets])
+    assert sum(shares) == pytest.approx(1)
+    assert list(losses_at(nets[2], x, y, directions, points, "eval")) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_grid_is_around_the_trajectory():
+    trajectory = Trajectory((0, 1, 2), np.array([[10.0, 1.0], [4.0, -1.0], [0.0, 0.0]]), (0.9, 0.1))
+    a, b = trajectory.axes(5)
+    np.testing.assert_allclose(a, np.linspace(-1.5, 11.5, 5))
+    np.testing.assert_allclose(b, np.linspace(-1.3, 1.3, 5))
+
+
+# --- Checkpoints that are kept ----------------------------------------------------------------------------------------
+
+
+def train(data, results, *more):
+    ended = train_here([*flags(data, *more), "--results", str(results)])
+    assert (ended.status, ended.err) == (0, "")
+    return next(results.glob("*/vgg_a/*"))
+
+
+def weights_of(folder: Path) -> dict[int, dict]:
+    return {step: checkpoint.read(path)["model"] for step, path in checkpoint.kept(folder).items()}
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_checkpoints_are_kept_every_so_many_steps(synthetic_data):
+    """Three steps an epoch, two epochs: before steps 1, 3 and 5. The training is the same as without, and the one
+    after an epoch is the checkpoint of a run of one epoch. In one go, and continued."""
+    with folder_in_memory() as whole, folder_in_memory() as parts, folder_in_memory() as plain:
+        folder = train(synthetic_data, whole, "--epochs", "2", "--keep-every", "2")
+        assert sorted(path.name for path in folder.glob("checkpoint.step*")) == [
+            "checkpoint.step0.pt", "checkpoint.step2.pt", "checkpoint.step4.pt",
+        ]  # fmt: skip
+        train(synthetic_data, plain, "--epochs", "2")
+        assert content(whole) == content(plain)
+        train(synthetic_data, parts, "--epochs", "1", "--keep-every", "2")
+        continued = train(synthetic_data, parts, "--epochs", "2", "--keep-every", "2")
+        assert content(parts).items() == content(whole).items()
+        kept = weights_of(folder)
+        assert list(kept) == list(weights_of(continued)) == [0, 2, 4]
+        assert all(same(kept[step], weights_of(continued)[step]) for step in kept)
+        assert not same(kept[0], kept[2])
+    with folder_in_memory() as results, folder_in_memory() as other:
+        kept = weights_of(train(synthetic_data, results, "--epochs", "2", "--keep-every", "3"))
+        end = train(synthetic_data, other, "--epochs", "1", "--keep-every", "100")
+        assert list(kept) == [0, 3] and same(kept[3], checkpoint.read(end / "checkpoint.pt")["model"])
+        assert same(kept[0], weights_of(end)[0])
+
+
+# --- Command line -----------------------------------------------------------------------------------------------------
+
+FLAGS = ["--points", "3", "--images", "20", "--device", "cpu", "--seed", "4"]
+NAME = "path-3x3-20images-seed4-eval.csv"
+
+
+def with_kept(folder: Path, *steps: int) -> list[dict]:
+    """A trained run's folder, at step 200, with kept checkpoints of other weights; theirs and then its own."""
+    final = checkpoint.read(folder / "checkpoint.pt") | {"epochs": 2}
+    checkpoint.save(folder, final)
+    generator, states = torch.Generator().manual_seed(7), []
+    for step in steps:
+        moved = {name: t + 0.02 * torch.randn(t.shape, generator=generator) for name, t in final["model"].items()}
+        epochs, begun = divmod(step, 100)
+        of_epoch = {"losses": torch.zeros(begun), "correct": torch.zeros(begun, dtype=torch.int64)}
+        checkpoint.keep(folder, step, final | of_epoch | {"model": moved, "epochs": epochs, "step": begun})
+        states.append(moved)
+    return [*states, final["model"]]
+
+
+def test_command_line(tmp_path, images, capsys):  # noqa: F811
+    folder = trained(tmp_path, "vgg_a_lr0.001")
+    states = with_kept(folder, 0, 50, 100)
+    with_kept(folder, 300)  # after the newest checkpoint: a run that was interrupted will write it again
+    drawn = drawn_by(landscape.main, ["path", folder, *FLAGS], tmp_path)
+    path = read_path(folder / NAME)
+    assert path.complete and path.trajectory.steps == (0, 50, 100, 200)
+    rows = np.array([torch.cat([t.flatten() for t in state.values()]).tolist() for state in states])
+    _, s, vt = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
+    expected = (rows - rows[-1]) @ vt[:2].T
+    signs = np.sign(expected[0])
+    np.testing.assert_allclose(path.trajectory.points, expected * signs, rtol=1e-3, atol=1e-4)
+    assert path.trajectory.shares == pytest.approx(s[:2] ** 2 / (s**2).sum(), rel=1e-3)
+
+    chosen = np.random.default_rng(4).permutation(IMAGES)[:20]
+    x = torch.from_numpy(images.train_images[chosen]).permute(0, 3, 1, 2) / 255 * 2 - 1
+    y = torch.from_numpy(images.train_labels[chosen]).long()
+    model, _ = checkpoint.load_model(folder)
+    a, b = path.trajectory.axes(3)
+    for place, (at_a, at_b) in {1: (a[0], b[1]), 6: (a[2], b[0])}.items():  # b runs first
+        moved = torch.from_numpy(rows[-1] + at_a * signs[0] * vt[0] + at_b * signs[1] * vt[1]).float()
+        torch.nn.utils.vector_to_parameters(moved, model.parameters())
+        with torch.no_grad():
+            assert path.losses[place] == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-3)
+
+    (figure,) = drawn.figures.values()
+    axes = figure.axes[0]
+    assert lines(axes)[0] == tuple(column.tolist() for column in path.trajectory.points.T)
+    assert axes.get_xlabel() == f"a, first direction: {100 * path.trajectory.shares[0]:.1f}% of the variance"
+    assert [t.get_text() for t in axes.texts] == ["step 0", "step 200"]
+    before = (folder / NAME).read_bytes()
+    assert landscape.main(["path", str(folder), *FLAGS]) == 0
+    assert (folder / NAME).read_bytes() == before
+    (folder / NAME).write_bytes(before[:-40])
+    landscape.main([str(tmp_path)])
+    said = capsys.readouterr().out
+    assert f"run: python landscape.py path {folder} --points 3 --images 20 --seed 4" in said
+
+
+def test_runs_that_will_not_do(tmp_path, images, capsys):  # noqa: F811
+    folders = [trained(tmp_path, f"vgg_a_lr{lr}") for lr in ("0.001", "0.0005", "0.0001", "5e-05")]
+    with_kept(folders[0], 0)
+    with_kept(folders[1], 0, 100)
+    state = checkpoint.read(folders[1] / "checkpoint.step100.pt")
+    checkpoint.keep(folders[1], 100, state | {"fingerprint": "0" * 16})
+    with_kept(folders[2], 0, 100)
+    state["model"] = {name: t * float("nan") for name, t in state["model"].items()}
+    own = checkpoint.read(folders[2] / "checkpoint.pt")
+    checkpoint.keep(folders[2], 100, own | {"model": state["model"]})
+    (final,) = with_kept(folders[3])
+    for step in (0, 100):  # on one line
+        checkpoint.keep(folders[3], step, checkpoint.read(folders[3] / "checkpoint.pt") | {
+            "model": {name: t * (2 + step) for name, t in final.items()}})  # fmt: skip
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for folder, complaint in zip(
+        folders, ("1 kept checkpoints", "of another network", "not finite", "on one line"), strict=True
+    ):
+        with pytest.raises(SystemExit) as ended:
+            landscape.main(["path", str(folder), *FLAGS])
+        said = capsys.readouterr()
+        assert ended.value.code == 2 and not said.out
+        assert said.err.count("\n") == 1 and complaint in said.err and said.err.startswith("landscape.py path: ")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_settings_of_a_grid():
+    assert asdict(Grid()) == {"points": 25, "images": 512, "seed": 0, "mode": "eval"}
+    with pytest.raises(ValueError, match="no such grid"):
+        Grid(mode="both")
