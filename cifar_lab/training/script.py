@@ -263,7 +263,9 @@ def evaluate_folder(settings: Settings) -> None:
     test_size = min(config.test_size, settings.test_size if "test_size" in settings.given else config.test_size)
     try:
         data = cache.of_run(content, settings.data_dir, settings.dataset if "dataset" in settings.given else None)
-        cache.check_labels(data.test_labels[:test_size], describe(model, config.classes).classes)
+        classes = describe(model, config.classes).classes
+        for labels in (data.train_labels, data.test_labels):  # either would say that the data are not the run's
+            cache.check_labels(labels, classes)
     except cache.DataError as error:
         raise cache.DataError(f"{folder}: {error}") from None
     loader = Loader(data, device, seed=0, batch_size=2, train_size=2, test_size=test_size, augmented=False)
