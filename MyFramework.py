@@ -1,4 +1,4 @@
-"""Inception v1 and residual Inception with scaled residuals on CIFAR-10, under Adam, AdamW, RMSprop or SGD.
+"""Inception v1 and residual Inception with scaled residuals on CIFAR-10, under several optimizers.
 
     python MyFramework.py --model inception --optimizer adam --weight-decay 0 --epochs 200      # figures 1 and 2
     python MyFramework.py --model inception_res --optimizer adam --weight-decay 0 --epochs 200  # figures 4 and 5
@@ -6,8 +6,8 @@
     python MyFramework.py --model inception_res --optimizer adam adamw rmsprop                  # figures 6, 7 and 8
     python MyFramework.py --evaluate results/quick/inception_res/adamw-lr1e-4-wd1e-4-seed0
 
-Several optimizers are trained in lockstep: they start from the same weights and see the same augmented batches in the
-same order. Every run has a folder of its own below results/.
+Several optimizers, and for each of them several learning rates, are trained in lockstep: they start from the same
+weights and see the same augmented batches in the same order. Every run has a folder of its own below results/.
 """
 
 import sys
@@ -17,9 +17,9 @@ import cifar_lab  # noqa: F401  before PyTorch, see there
 
 # isort: split
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifar_lab.activations import build_activation, with_max_pool
 from cifar_lab.measures.probes import etas, probe
 from cifar_lab.networks import Branches, StepDropout, network, scaled
 from cifar_lab.settings import Settings, choice, epochs, flag, learning_rates, real
@@ -67,19 +67,20 @@ BLOCKS = (
 DROPOUT_RATE = 0.4
 
 
-def convolution(channels: int, out: int, kernel: int, *, bn: bool, relu: bool = True) -> list[nn.Module]:
-    """A convolution that keeps the image's size, then BatchNorm and ReLU if asked for."""
+def convolution(channels: int, out: int, kernel: int, *, bn: bool, activation: str | None = None) -> list[nn.Module]:
+    """A convolution that keeps the image's size, then BatchNorm and an activation if asked for."""
     layers: list[nn.Module] = [nn.Conv2d(channels, out, kernel, padding=kernel // 2)]
     if bn:
         layers.append(nn.BatchNorm2d(out))
-    if relu:
+    if activation:
         # After a 1x1 convolution, which `Branches` computes as a part of a larger one, a copy is what is needed next.
-        layers.append(nn.ReLU(inplace=kernel > 1))
+        layers.append(build_activation(activation, inplace=kernel > 1))
     return layers
 
 
 class Block(nn.Module):
-    """An Inception block, plain or residual: four branches side by side, a ReLU after every convolution.
+    """An Inception block, plain or residual: four branches side by side, a ReLU (or another activation) after every
+    convolution.
 
     Plain (Szegedy et al. 2015, figure 2b): `relu(inception(x))`; the ReLU of each branch's last convolution is one, of
     all of them together. Residual (Szegedy et al. 2016, figure 20): `relu(shortcut(x) + scale * inception(x))`; the
@@ -89,35 +90,36 @@ class Block(nn.Module):
 
     def __init__(
         self, channels: int, table: tuple[int, ...], *, residual_scale: float | None, bn: bool,
-        residual_side: str = "branch",
+        residual_side: str = "branch", activation: str = "relu",
     ) -> None:  # fmt: skip
         super().__init__()
         c1, reduce3, c3, reduce5, c5, pool = table
-        last = {"bn": bn, "relu": False}
+        inner = {"bn": bn, "activation": activation}
         self.branches = Branches(
             [
-                nn.Sequential(*convolution(channels, c1, 1, **last)),
-                nn.Sequential(*convolution(channels, reduce3, 1, bn=bn), *convolution(reduce3, c3, 3, **last)),
-                nn.Sequential(*convolution(channels, reduce5, 1, bn=bn), *convolution(reduce5, c5, 5, **last)),
-                nn.Sequential(nn.MaxPool2d(3, 1, padding=1), *convolution(channels, pool, 1, **last)),
+                nn.Sequential(*convolution(channels, c1, 1, bn=bn)),
+                nn.Sequential(*convolution(channels, reduce3, 1, **inner), *convolution(reduce3, c3, 3, bn=bn)),
+                nn.Sequential(*convolution(channels, reduce5, 1, **inner), *convolution(reduce5, c5, 5, bn=bn)),
+                nn.Sequential(nn.MaxPool2d(3, 1, padding=1), *convolution(channels, pool, 1, bn=bn)),
             ]
         )
         self.out = c1 + c3 + c5 + pool
         self.residual_scale = residual_scale
         self.residual_side = residual_side
+        self.activation = build_activation(activation)
         if residual_scale is not None:
             same = channels == self.out
-            self.shortcut = nn.Identity() if same else nn.Sequential(*convolution(channels, self.out, 1, **last))
+            self.shortcut = nn.Identity() if same else nn.Sequential(*convolution(channels, self.out, 1, bn=bn))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out, H, W)."""
         if self.residual_scale is None:
-            return F.relu(torch.cat(self.branches(x), dim=1))
+            return self.activation(torch.cat(self.branches(x), dim=1))
         *branches, shortcut = self.branches(x, self.shortcut)
         other, multiplied = shortcut, torch.cat(branches, dim=1)
         if self.residual_side == "shortcut":
             other, multiplied = multiplied, other
-        return F.relu(torch.add(other, multiplied, alpha=self.residual_scale))
+        return self.activation(torch.add(other, multiplied, alpha=self.residual_scale))
 
 
 class Inception(nn.Module):
@@ -130,14 +132,14 @@ class Inception(nn.Module):
 
     def __init__(
         self, *, residual_scale: float | None = None, residual_side: str = "branch", dropout: float = DROPOUT_RATE,
-        bn: bool = False, width: float = 1.0, classes: int = 10,
+        bn: bool = False, width: float = 1.0, activation: str = "relu", classes: int = 10,
     ) -> None:  # fmt: skip
         super().__init__()
         c1, c2 = (scaled(c, width) for c in STEM)
         layers: list[nn.Module] = []
         for before, after in ((3, c1), (c1, c2)):  # to (B, 64, 16, 16) and (B, 192, 8, 8)
-            # The ReLU comes after the max-pool: the two commute, and it is then of a quarter of the numbers.
-            layers += [*convolution(before, after, 3, bn=bn, relu=False), nn.MaxPool2d(3, 2, padding=1), nn.ReLU(True)]
+            layers += convolution(before, after, 3, bn=bn)
+            layers += with_max_pool(activation, nn.MaxPool2d(3, 2, padding=1))
         channels = c2
         for entry in BLOCKS:
             if len(entry) == 2:
@@ -145,7 +147,10 @@ class Inception(nn.Module):
                 layers.append(nn.MaxPool2d(kernel, 2, padding=padding))
                 continue
             table = tuple(scaled(c, width) for c in entry)
-            block = Block(channels, table, residual_scale=residual_scale, bn=bn, residual_side=residual_side)
+            block = Block(
+                channels, table, residual_scale=residual_scale, bn=bn, residual_side=residual_side,
+                activation=activation,
+            )  # fmt: skip
             layers.append(block)
             channels = block.out
         self.features = nn.Sequential(*layers)  # (B, 1024, 2, 2) at width 1
@@ -164,23 +169,27 @@ RESIDUAL = {"residual_scale": RESIDUAL_SCALE, "residual_side": RESIDUAL_SIDE}
 
 
 @network("inception", label="Inception v1", colour="#000000", dropout=DROPOUT)
-def inception(*, width: float = 1.0, classes: int = 10, **options) -> Inception:
-    return Inception(width=width, classes=classes, **options)
+def inception(*, width: float = 1.0, activation: str = "relu", classes: int = 10, **options) -> Inception:
+    return Inception(width=width, activation=activation, classes=classes, **options)
 
 
 @network("inception_res", label="residual Inception", colour="#009E73", dropout=DROPOUT, **RESIDUAL)
-def inception_res(*, residual_scale: float, width: float = 1.0, classes: int = 10, **options) -> Inception:
-    return Inception(residual_scale=residual_scale, width=width, classes=classes, **options)
+def inception_res(
+    *, residual_scale: float, width: float = 1.0, activation: str = "relu", classes: int = 10, **options
+) -> Inception:  # fmt: skip
+    return inception(residual_scale=residual_scale, width=width, activation=activation, classes=classes, **options)
 
 
 @network("inception_bn", label="Inception v1 + BatchNorm", dropout=DROPOUT)
-def inception_bn(*, width: float = 1.0, classes: int = 10, **options) -> Inception:
-    return Inception(bn=True, width=width, classes=classes, **options)
+def inception_bn(*, width: float = 1.0, activation: str = "relu", classes: int = 10, **options) -> Inception:
+    return inception(bn=True, width=width, activation=activation, classes=classes, **options)
 
 
 @network("inception_res_bn", label="residual Inception + BatchNorm", dropout=DROPOUT, **RESIDUAL)
-def inception_res_bn(*, residual_scale: float, width: float = 1.0, classes: int = 10, **options) -> Inception:
-    return Inception(residual_scale=residual_scale, bn=True, width=width, classes=classes, **options)
+def inception_res_bn(
+    *, residual_scale: float, width: float = 1.0, activation: str = "relu", classes: int = 10, **options
+) -> Inception:  # fmt: skip
+    return inception_bn(residual_scale=residual_scale, width=width, activation=activation, classes=classes, **options)
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
@@ -192,7 +201,7 @@ def training_step(run: TrainingRun, images: Tensor, labels: Tensor) -> tuple[Ten
     Returns the loss before the update and the number of correct predictions, both still on the device.
     """
     logits = run.forward(images)  # (B, classes), in the device's precision
-    loss = F.cross_entropy(logits, labels)
+    loss = run.loss(logits, labels)  # the mean over the batch
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     run.optimizer.step()
@@ -205,7 +214,8 @@ def train(group: Lockstep) -> None:
     for epoch in group.epochs():  # those still to do
         for batch in group.batches(epoch):  # shuffled, augmented, on the device
             for run in batch.to_probe:  # at the weights before the update, on the batch that the update will use
-                run.record_probe(batch.step, probe(run.model, batch.images, batch.labels, etas(run.config.lr)))
+                found = probe(run.model, batch.images, batch.labels, etas(run.config.lr), run.loss)
+                run.record_probe(batch.step, found)
             update(batch)  # every run takes its step on the same batch; its loss stays on the device
         group.evaluate(epoch)  # test loss and accuracy; writes the epoch's rows
 

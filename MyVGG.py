@@ -5,8 +5,8 @@
     python MyVGG.py --preset paper --bn                # the probes of Santurkar et al. (2018), figure 4
     python MyVGG.py --evaluate results/quick/vgg_a_bn/adam-lr1e-3-wd1e-4-seed0
 
-All learning rates start from the same weights and see the same augmented batches in the same order, so that the band
-between their losses shows what the learning rate does. Every run has a folder of its own below results/.
+All learning rates, and optimizers, start from the same weights and see the same augmented batches in the same order, so
+that the band between their losses shows what the learning rate does. Every run has a folder of its own below results/.
 """
 
 import sys
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import cifar_lab  # noqa: F401  before PyTorch, see there
 
 # isort: split
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifar_lab.activations import build_activation, with_max_pool
 from cifar_lab.measures.probes import etas, probe
 from cifar_lab.networks import network, scaled
 from cifar_lab.settings import ALL_PRESETS, Settings, flag
@@ -41,10 +41,11 @@ class VGGSettings(Settings):
         return "vgg_a_bn" if self.bn else "vgg_a"
 
     def complaint(self) -> str:
-        if self.bn and self.train_size % self.batch_size == 1:
+        images = self.train_size - self.validation_size
+        if self.bn and images % self.batch_size == 1:
             return (
-                f"--batch-size {self.batch_size}: with --train-size {self.train_size} the last batch is one image, "
-                "which has no variance for --bn; change either of them"
+                f"--batch-size {self.batch_size}: the last batch of {images} training images is one image, which has "
+                "no variance for --bn; change either of them"
             )
         return super().complaint()
 
@@ -60,10 +61,12 @@ class VGG(nn.Module):
     """VGG-A with a head for 32 x 32 input.
 
     width: factor on every channel count. bn: a BatchNorm (Ioffe & Szegedy 2015) between each convolution or hidden
-    linear layer and its ReLU; the layers keep their biases, so that both networks draw the same weights.
+    linear layer and its activation; the layers keep their biases, so that both networks draw the same weights.
     """
 
-    def __init__(self, *, bn: bool = False, width: float = 1.0, classes: int = 10) -> None:
+    def __init__(
+        self, *, bn: bool = False, width: float = 1.0, activation: str = "relu", classes: int = 10
+    ) -> None:  # fmt: skip
         super().__init__()
         features: list[nn.Module] = []
         channels = 3
@@ -72,13 +75,15 @@ class VGG(nn.Module):
                 continue
             out = scaled(entry, width)
             features += [nn.Conv2d(channels, out, 3, padding=1), *([nn.BatchNorm2d(out)] if bn else [])]
-            # The ReLU comes after a max-pool: max and ReLU commute, values and gradients are the same, and it is then
-            # of a quarter of the numbers.
-            features += [*([nn.MaxPool2d(2, 2)] if following == "M" else []), nn.ReLU(True)]
+            if following == "M":
+                features += with_max_pool(activation, nn.MaxPool2d(2, 2))
+            else:
+                features.append(build_activation(activation, inplace=True))
             channels = out
         head: list[nn.Module] = []
         for out in (scaled(HIDDEN, width),) * 2:
-            head += [nn.Linear(channels, out), *([nn.BatchNorm1d(out)] if bn else []), nn.ReLU(True)]
+            head += [nn.Linear(channels, out), *([nn.BatchNorm1d(out)] if bn else [])]
+            head.append(build_activation(activation, inplace=True))
             channels = out
         head.append(nn.Linear(channels, classes))
         self.features = nn.Sequential(*features)
@@ -90,15 +95,15 @@ class VGG(nn.Module):
 
 
 @network("vgg_a", label="VGG-A", colour="#D55E00")
-def VGG_A(*, width: float = 1.0, classes: int = 10) -> VGG:
+def VGG_A(*, width: float = 1.0, activation: str = "relu", classes: int = 10) -> VGG:
     """VGG-A without BatchNorm: 9,750,922 parameters at width 1."""
-    return VGG(bn=False, width=width, classes=classes)
+    return VGG(bn=False, width=width, activation=activation, classes=classes)
 
 
 @network("vgg_a_bn", label="VGG-A + BatchNorm", colour="#0072B2")
-def VGG_BatchNorm(*, width: float = 1.0, classes: int = 10) -> VGG:
+def VGG_BatchNorm(*, width: float = 1.0, activation: str = "relu", classes: int = 10) -> VGG:
     """VGG-A with BatchNorm: 9,758,474 parameters at width 1."""
-    return VGG(bn=True, width=width, classes=classes)
+    return VGG(bn=True, width=width, activation=activation, classes=classes)
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
@@ -110,7 +115,7 @@ def training_step(run: TrainingRun, images: Tensor, labels: Tensor) -> tuple[Ten
     Returns the loss before the update and the number of correct predictions, both still on the device.
     """
     logits = run.forward(images)  # (B, classes), in the device's precision
-    loss = F.cross_entropy(logits, labels)
+    loss = run.loss(logits, labels)  # the mean over the batch
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     run.optimizer.step()
@@ -123,7 +128,8 @@ def train(group: Lockstep) -> None:
     for epoch in group.epochs():  # those still to do
         for batch in group.batches(epoch):  # shuffled, augmented, on the device
             for run in batch.to_probe:  # at the weights before the update, on the batch that the update will use
-                run.record_probe(batch.step, probe(run.model, batch.images, batch.labels, etas(run.config.lr)))
+                found = probe(run.model, batch.images, batch.labels, etas(run.config.lr), run.loss)
+                run.record_probe(batch.step, found)
             update(batch)  # every run takes its step on the same batch; its loss stays on the device
         group.evaluate(epoch)  # test loss and accuracy; writes the epoch's rows
 

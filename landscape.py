@@ -38,6 +38,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cifar_lab.data.cache import DataError, check_labels, of_run
+from cifar_lab.losses import LOSSES
 from cifar_lab.measures import line, sharpness, surface
 from cifar_lab.measures import path as trajectory
 from cifar_lab.measures.surface import weights_digest
@@ -144,9 +145,18 @@ class Opened:
 
         grid: how many (`images`), and the seed of their choice. train_size: of a run that was trained on fewer.
         """
-        chosen = np.random.default_rng(grid.seed).permutation(train_size or self.run.settings["train_size"])
-        chosen = chosen[: grid.images]
+        from cifar_lab.training.plan import held_out, seed_of
+
+        config = self.run.config
+        validation = held_out(seed_of(config), self.data.train_labels[: config.train_size], config.validation_size)
+        trained = np.setdiff1d(np.arange(train_size or config.train_size), validation)
+        chosen = trained[np.random.default_rng(grid.seed).permutation(len(trained))[: grid.images]]
         return self.placed(self.data.train_images[chosen], self.data.train_labels[chosen])
+
+    @property
+    def loss(self) -> Callable:
+        """The one that the run was trained with."""
+        return LOSSES[self.run.settings["loss"]].function
 
     def placed(self, images: np.ndarray, labels: np.ndarray) -> tuple:
         """Images (N, 32, 32, 3) and labels (N,), both bytes, as a network takes them."""
@@ -194,10 +204,10 @@ def runs_of(kind: str, options: argparse.Namespace, cls: type) -> tuple[dict[Pat
                     folder, "there is no such run folder; to create one, run python MyVGG.py or python MyFramework.py"
                 )
             runs[folder] = read_run(folder)
-        fewest = min(run.settings["train_size"] for run in runs.values())
+        fewest = min(run.trained_images for run in runs.values())
         images = min(cls.images, fewest) if options.images is None else options.images
         for folder, run in runs.items():
-            if images > (size := run.settings["train_size"]):
+            if images > (size := run.trained_images):
                 raise RunFileError(folder, f"--images {images}: the run was trained on {size}, and no more are used")
     except RunFileError as error:
         fail(f"landscape.py {kind}: {error}")
@@ -300,7 +310,7 @@ def surface_main(options: argparse.Namespace) -> int:
     for found in opened("surface", options, runs, dict.fromkeys(file_of.values(), surface.read_surface)):
         with measuring("surface", len(grid.coordinates()), "point") as each:
             digest, images = weights_digest(found.model.state_dict()), found.training_images(grid)
-            surface.compute(file_of[found.run], found.model, digest, *images, grid, each)
+            surface.compute(file_of[found.run], found.model, digest, *images, grid, each, found.loss)
     from cifar_lab.figures import surface as figure
     from cifar_lab.figures.style import Figures
 
@@ -345,7 +355,7 @@ def path_main(options: argparse.Namespace) -> int:
     made = trajectory.layout(grid, seen, digest)
     placed = [[d.to(p) for d, p in zip(of, model.parameters(), strict=True)] for of in directions]
     with measuring("path", len(made.places), "point") as each:
-        rows = trajectory.rows(model, *found.training_images(grid), placed, made, grid.mode)
+        rows = trajectory.rows(model, *found.training_images(grid), placed, made, grid.mode, found.loss)
         measured.compute(file, made, trajectory.layout_of, rows, each)
         content = trajectory.read_path(file)
     from cifar_lab.figures import path as figure
@@ -372,6 +382,7 @@ def line_main(options: argparse.Namespace) -> int:
     found = opened("line", options, runs, {file: line.read_line})
     for what, values in (
         ("network", [of.state["fingerprint"] for of in found]),
+        ("loss", [of.run.settings["loss"] for of in found]),
         ("data", [f"{of.run.settings['dataset']} {of.run.settings['data_digest']}".strip() for of in found]),
     ):
         if values[0] != values[1]:
@@ -385,11 +396,12 @@ def line_main(options: argparse.Namespace) -> int:
         made = line.layout(grid, to, digests)
         measured.compute(
             file, made, line.layout_of,
-            lambda done: line.errors(model, ends, train, test, made.places[done:, 0].tolist()), each,
+            lambda done: line.errors(model, ends, train, test, made.places[done:, 0].tolist(), found[0].loss), each,
         )  # fmt: skip
         content = line.read_line(file)
     for name, error in (("training loss", content.train_loss), ("test error", 100 - content.test_accuracy)):
-        print(f"barrier of the {name}: {line.barrier(error):.4g} {'nats' if 'loss' in name else 'points'}")
+        unit = LOSSES[found[0].run.settings["loss"]].unit if "loss" in name else "points"
+        print(f"barrier of the {name}: {line.barrier(error):.4g} {unit}".rstrip())
     from cifar_lab.figures import line as figure
 
     return drawn(figure.draw, runs[first], file.stem, content)
@@ -419,7 +431,7 @@ def sharpness_main(options: argparse.Namespace) -> int:
     images = found.training_images(grid)
     with measuring("sharpness", grid.iterations * grid.vectors, "product") as each:
         made = sharpness.layout(grid, weights_digest(model.state_dict()))
-        rows = partial(sharpness.spectra, model, *images, grid, each)
+        rows = partial(sharpness.spectra, model, *images, grid, each, criterion=found.loss)
         measured.compute(file, made, sharpness.layout_of, rows, each)
         _, spectrum = sharpness.read_sharpness(file)
     for name, largest in (("largest", True), ("smallest", False)):

@@ -39,7 +39,7 @@ def with_classic(model: str, seed: int, data: DataSet, device: str) -> float:
     _, settings = ours.parse(command(model, seed, device))
     (config,) = settings.runs(seed)
     place = choose(settings)
-    test = Loader(data, place, seed=seed, batch_size=2, train_size=2, test_size=config.test_size, augmented=False)
+    test = Loader(data, place, seed=seed, batch_size=2, train_size=2, test_size=config.test_size)
     classic.default_precision()
     torch.manual_seed(seed)
     network, optimizer = classic.network(config, place.torch)
@@ -61,7 +61,7 @@ def with_ours(model: str, seed: int, data: DataSet, device: str, precision: str)
     module, settings = ours.parse([*command(model, seed, device), "--precision", precision])
     with ours.lockstep(settings, data) as group:
         module.train(group)
-        return final_accuracy(group.runs[0].test_accuracy)
+        return final_accuracy(group.runs[0].accuracies)
 
 
 SIDES = {

@@ -5,16 +5,17 @@ A network is a function that builds it, registered under a name:
     @network("resnet18", label="ResNet-18")
     def resnet18() -> nn.Module: ...
 
-One with a parameter `width` takes `--width`, one with a parameter `classes` data sets of another number of classes than
-ten. An option of its own is a keyword of the decorator and of the function: `@network("mlp", label="MLP",
-hidden=flag(512, "hidden units", integer(1, 10_000)))` gives the script that defines it `--hidden`. Weights are drawn by
-`initialize` afterwards, unless `--init pytorch` leaves them as they were built.
+One with a parameter `width` takes `--width`, one with `activation` takes `--activation`, one with `classes` data sets
+of another number of classes than ten. An option of its own is a keyword of the decorator and of the function:
+`@network("mlp", label="MLP", hidden=flag(512, "hidden units", integer(1, 10_000)))` gives the script that defines it
+`--hidden`. Weights are drawn by `initialize` afterwards, unless `--init pytorch` leaves them as they were built.
 """
 
 import copy
 import hashlib
 import importlib.util
 import inspect
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -29,8 +30,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from cifar_lab.activations import ACTIVATIONS
 from cifar_lab.project import ROOT
-from cifar_lab.settings import SHORT, SIZE, RunConfig, Settings
+from cifar_lab.settings import CHOICES, SHORT, SIZE, RunConfig, Settings
 
 MASK_32 = 0xFFFFFFFF
 
@@ -48,25 +50,21 @@ class Network:
     options: Mapping[str, Field]  # flags of its own, by name
     script: Path  # the file that defines it
 
-    @property
-    def has_width(self) -> bool:
-        """Whether its channel counts can be scaled."""
-        return self._takes("width")
-
-    def _takes(self, name: str) -> bool:
-        return name in inspect.signature(self.builder).parameters
+    def takes(self, setting: str) -> bool:
+        """Whether a setting, one of `settings.CHOICES` or the number of classes, is a parameter of its builder."""
+        return setting in inspect.signature(self.builder).parameters
 
     def build(self, config: RunConfig) -> nn.Module:
         """The network with a run's settings. Raises NetworkError if it cannot have as many classes."""
         options = {name: config.options.get(name, f.default) for name, f in self.options.items()}
-        shared = {name: getattr(config, name) for name in ("width", "classes") if self._takes(name)}
+        shared = {name: getattr(config, name) for name in (*CHOICES, "classes") if self.takes(name)}
         if "classes" not in shared and config.classes != RunConfig.classes:
             raise NetworkError(
                 f"{self.name} has {RunConfig.classes} classes, the data {config.classes}; a parameter `classes` of its "
                 "function would be given them"
             )
         model = self.builder(**options, **shared)
-        initialize(model, config.init)
+        initialize(model, config.init, config.activation)
         return model
 
 
@@ -251,15 +249,15 @@ def scaled(channels: int, width: float) -> int:
     return max(8, int(channels * width / 8 + 0.5) * 8)
 
 
-def initialize(model: nn.Module, init: str) -> None:
+def initialize(model: nn.Module, init: str, activation: str = "relu") -> None:
     """Draws the weights of a network in place.
 
-    `he` (He et al. 2015, "Delving Deep into Rectifiers", eq. 10: variance 2 / fan-in) keeps the variance of
-    activations through layers of ReLU; `xavier` is Glorot & Bengio (2010), eq. 16; `pytorch` leaves what PyTorch drew,
-    a variance of 1 / (3 fan-in), with which activations shrink from layer to layer: measured at width 0.25, Inception
-    at learning rate 1e-4 then stays at a loss of 2.30 for its first 150 steps, and with `he` it learns at once. `he`
-    draws convolutions and hidden linear layers; the last linear layer, the output, which no ReLU follows, stays as
-    PyTorch drew it.
+    `he` (He et al. 2015, "Delving Deep into Rectifiers", eq. 10: variance gain^2 / fan-in, 2 / fan-in for ReLU) keeps
+    the scale of what passes through layers with this activation; `xavier` is Glorot & Bengio (2010), eq. 16; `pytorch`
+    leaves what PyTorch drew, a variance of 1 / (3 fan-in), with which activations shrink from layer to layer: measured
+    at width 0.25, Inception at learning rate 1e-4 then stays at a loss of 2.30 for its first 150 steps, and with `he`
+    it learns at once. `he` draws convolutions and hidden linear layers; the last linear layer, the output, which no
+    activation follows, stays as PyTorch drew it.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     if init == "pytorch":
@@ -269,7 +267,7 @@ def initialize(model: nn.Module, init: str) -> None:
         layers = [module for module in layers if module not in linear[-1:]]
     for module in layers:
         if init == "he":
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.normal_(module.weight, std=ACTIVATIONS[activation].gain / math.sqrt(module.weight[0].numel()))
         else:
             nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -1,4 +1,8 @@
-"""The optimizers, by name. Adding one is adding an entry to `OPTIMIZERS`."""
+"""The optimizers, by name. Adding one is adding an entry to `OPTIMIZERS`.
+
+What torch.optim has beside these does not fit: Rprop and ASGD start their state from the learning rate and follow a
+schedule late or not at all, LBFGS evaluates the loss several times a step, Muon takes matrices only.
+"""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -17,6 +21,7 @@ class Optimizer:
     momentum: bool = False  # whether it takes --momentum
     adaptive: bool = True  # whether the gradient is divided by its own size, so that its scale does not matter
     decoupled: bool = False  # whether weight decay shrinks the weights, apart from the gradient
+    ones: tuple[str, ...] = ()  # of its state, what starts from 1; all else starts from 0
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
@@ -27,6 +32,16 @@ OPTIMIZERS: dict[str, Optimizer] = {
     # Tieleman & Hinton (2012), without momentum; alpha smooths the squared gradient.
     "rmsprop": Optimizer("RMSprop", "#CC79A7", "RMSprop", {"alpha": 0.99}),
     "sgd": Optimizer("SGD", "#999999", "SGD", momentum=True, adaptive=False),
+    # Dozat (2016): Adam with Nesterov's momentum.
+    "nadam": Optimizer("NAdam", "#CC3311", "NAdam", ones=("mu_product",)),
+    # Liu et al. (2020): without the adaptive step while its variance is large.
+    "radam": Optimizer("RAdam", "#6A3D9A", "RAdam"),
+    # Kingma & Ba (2015), section 7.1: the largest gradient in place of the mean square.
+    "adamax": Optimizer("Adamax", "#1B7837", "Adamax"),
+    # Duchi et al. (2011): the sum of all squares.
+    "adagrad": Optimizer("Adagrad", "#8C510A", "Adagrad"),
+    # Zeiler (2012); its own rate is 1.
+    "adadelta": Optimizer("Adadelta", "#EE3377", "Adadelta"),
 }
 
 

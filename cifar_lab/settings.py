@@ -6,6 +6,7 @@ not allowed ends the program with one line on standard error and status 2.
 """
 
 import argparse
+import hashlib
 import inspect
 import math
 import re
@@ -16,9 +17,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
 
+from cifar_lab.activations import ACTIVATIONS
+from cifar_lab.losses import LOSSES
 from cifar_lab.optimizers import OPTIMIZERS
 from cifar_lab.project import RESULTS
+from cifar_lab.schedules import SCHEDULES
 
+AUGMENTS = {  # with what figures call them
+    "none": "no augmentation", "flip-crop": "flips and crops", "report": "the report's augmentation",
+}  # fmt: skip
 INITS = ("he", "pytorch", "xavier")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
@@ -129,6 +136,11 @@ class RunConfig:
     weight_decay: float = 1e-4
     seed: int = 0
     momentum: float = 0.0  # SGD only
+    activation: str = "relu"  # of a network that has one to choose
+    loss: str = "cross_entropy"
+    schedule: str = "constant"
+    warmup: float = 0.0  # epochs
+    schedule_epochs: int = 0  # over which the schedule goes; 0: it does not depend on the length of the run
     bias_decay: bool = True  # whether biases and norms have weight decay too
     seed_per_rate: bool = False  # whether each learning rate draws from a seed of its own: `training.plan.seed_of`
     width: float | None = 1.0  # None: the network has one width only
@@ -137,7 +149,8 @@ class RunConfig:
     batch_size: int = 100
     train_size: int = 50_000
     test_size: int = 10_000
-    augment: bool = True
+    validation_size: int = 0  # of these training images, held out
+    augment: str = "report"
     device: str = "auto"  # of a run that is trained: what auto resolved to
     precision: str = "auto"  # the same
     probe_every: int = 0  # steps between two probes of the landscape; 0: none
@@ -149,7 +162,7 @@ class RunConfig:
     @property
     def steps_per_epoch(self) -> int:
         """Steps per epoch, the partial last batch included."""
-        return -(-self.train_size // self.batch_size)
+        return -(-(self.train_size - self.validation_size) // self.batch_size)
 
 
 # A preset is a set of settings for one purpose; what is not in it has the script's default. Each flag overrides it.
@@ -165,7 +178,7 @@ _PAPER = {
     "lrs": (0.1,),
     "weight_decay": 0.0,
     "batch_size": 128,
-    "augment": False,
+    "augment": "none",
     "init": "xavier",
     "epochs": 39,  # of 391 steps: the paper's 15,000 are reached in the 39th
     "probe_every": 100,
@@ -185,6 +198,11 @@ ALL_PRESETS = PRESETS | PAPER_PRESETS
 # learning rate, weight decay and seed are always in the name, these only if they differ from the preset's own.
 SHORT = {
     "momentum": "momentum",
+    "activation": "",
+    "loss": "",
+    "schedule": "",
+    "warmup": "warmup",
+    "schedule_epochs": "epochs",
     "width": "width",
     "width_transfer": "notransfer",
     "bias_decay": "nobiasdecay",
@@ -193,11 +211,14 @@ SHORT = {
     "batch_size": "batch",
     "train_size": "train",
     "test_size": "test",
-    "augment": "noaugment",
+    "validation_size": "validation",
+    "augment": "",
     "precision": "",
     "probe_every": "probe",
     "dataset": "data",
 }
+CHOICES = ("width", "activation")  # settings of the networks whose builder has a parameter of that name
+LONGEST_NAME = 220  # of a run folder; file systems have 255 bytes, of which what lies beside it needs some
 OPTION = r"[\w.+-]{1,64}"  # what the value of a network's option can be
 AUTO_PRECISION = {"cuda": "bf16"}  # what auto is, for runs that do not say what it was; fp32 on the other devices
 
@@ -208,8 +229,18 @@ def number(value: float) -> str:
 
 
 # What a setting is called in figures, if that is not the name of its field.
-_NAMES = {"model": "network", "lr": "learning rate", "batch_size": "batch", "augment": "augmentation"}
-_NAMES |= {"dataset": "data"}
+_NAMES = {
+    "model": "network",
+    "lr": "learning rate",
+    "batch_size": "batch",
+    "augment": "augmentation",
+    "warmup": "warm-up epochs",
+    "validation_size": "validation images",
+    "dataset": "data",
+}
+_REGISTRIES = {"activation": ACTIVATIONS, "loss": LOSSES, "schedule": SCHEDULES}
+_LABELS = {name: {value: entry.label for value, entry in of.items()} for name, of in _REGISTRIES.items()}
+_LABELS["augment"] = AUGMENTS
 
 
 def name_of(setting: str) -> str:
@@ -220,6 +251,8 @@ def name_of(setting: str) -> str:
 def words(setting: str, value: Any) -> str:
     """A setting with its value: `learning rate 1e-3`, `no augmentation`."""
     name = name_of(setting)
+    if setting in _LABELS and value in _LABELS[setting]:
+        return _LABELS[setting][value]
     if isinstance(value, bool) or value is None:
         return name if value else f"no {name}"
     if setting in ("lr", "weight_decay"):
@@ -245,14 +278,16 @@ def run_name(config: RunConfig, preset: str, usual_precision: str | None = None)
     if "auto" not in (config.device, config.precision):
         own["precision"] = usual_precision or AUTO_PRECISION.get(config.device, "fp32")
     parts = [config.optimizer, f"lr{number(config.lr)}", f"wd{number(config.weight_decay)}", f"seed{config.seed}"]
-    named = [
-        (short, getattr(config, key)) for key, short in SHORT.items() if getattr(config, key) not in (own[key], None)
-    ]
+    values = asdict(config) | {"augment": "noaugment" if config.augment == "none" else config.augment}
+    named = [(short, values[key]) for key, short in SHORT.items() if getattr(config, key) not in (own[key], None)]
     named += [(name.split("_")[-1], value) for name, value in sorted(config.options.items())]
     for short, value in named:
         shown = repr(value).removesuffix(".0") if isinstance(value, float) else value
         parts.append(short if isinstance(value, bool) else f"{short}{shown}")
-    return "-".join(parts)
+    name = "-".join(parts)
+    if len(name) > LONGEST_NAME:
+        return f"{name[: LONGEST_NAME - 13]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return name
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -288,7 +323,14 @@ class Settings:
         ("adam",), f"optimizers, trained in lockstep: {', '.join(OPTIMIZERS)}", choice(*OPTIMIZERS), many=True
     )
     lrs: tuple[float, ...] = learning_rates(1e-3)
+    schedule: str = flag("constant", f"learning-rate schedule: {', '.join(SCHEDULES)}", choice(*SCHEDULES))
+    warmup: float = flag(
+        0.0, "epochs in which the learning rate rises linearly from 0; of one-cycle, in which it rises (0: 30%)",
+        real(0, 1e6), metavar="EPOCHS",
+    )  # fmt: skip
     momentum: float = flag(0.0, "momentum of sgd", real(0, 1))
+    loss: str = flag("cross_entropy", f"loss: {', '.join(LOSSES)}", choice(*LOSSES))
+    activation: str = flag("relu", f"activation: {', '.join(ACTIVATIONS)}", choice(*ACTIVATIONS))
     weight_decay: float = flag(1e-4, "L2 regularization (decoupled from the gradient in AdamW)", real(0, 10))
     bias_decay: bool = flag(True, 'no weight decay on biases and norms (He et al. 2019, "Bag of Tricks")')
     seed: tuple[int, ...] = flag(
@@ -302,12 +344,16 @@ class Settings:
         True, "at another width than 1: same learning rate, weight decay and output layer for all widths, not per layer"
     )
     init: str = flag("he", f"initialization of the weights: {', '.join(INITS)}", choice(*INITS))
-    augment: bool = flag(True, "train on the images as they are")
+    augment: str = flag("report", f"augmentation: {', '.join(AUGMENTS)}", choice(*AUGMENTS))
     dataset: str = flag(
         RunConfig.dataset, "cifar10, cifar100, svhn, fashion-mnist, or a folder with pictures in a subfolder per class",
         path,
     )  # fmt: skip
     train_size: int = flag(50_000, "training images used, the first of the data set", integer(2, MOST_IMAGES))
+    validation_size: int = flag(
+        0, "of these, as many of each class, held out: epochs are evaluated on them, on the test images only the end",
+        integer(0, MOST_IMAGES), metavar="IMAGES",
+    )  # fmt: skip
     test_size: int = flag(10_000, "test images used, the first of the data set", integer(1, MOST_IMAGES))
     probe_every: int = flag(
         0, "steps between two probes of the landscape along the gradient; 0: none", integer(0, 10**9)
@@ -358,6 +404,10 @@ class Settings:
         if self.momentum and not any(OPTIMIZERS[name].momentum for name in self.optimizer):
             able = ", ".join(name for name, o in OPTIMIZERS.items() if o.momentum)
             return f"--momentum: only --optimizer {able} has momentum (asked for: {' '.join(self.optimizer)})"
+        if self.train_size - self.validation_size < 2:
+            return f"--validation-size {self.validation_size}: --train-size {self.train_size} leaves none to train on"
+        if self.warmup > self.epochs:
+            return f"--warmup {self.warmup:g}: it is longer than the run (--epochs {self.epochs})"
         return ""
 
     def of_data(self, name: str, classes: int, sizes: tuple[int, int]) -> Self:
@@ -381,10 +431,11 @@ class Settings:
         """One lockstep group: a run per optimizer and learning rate. Device and precision are still as asked for."""
         network = self.networks[self.network]
         shared = {f.name: getattr(self, f.name) for f in fields(RunConfig) if hasattr(self, f.name)}
-        width = self.width if network.has_width else None
+        width = self.width if network.takes("width") else None
         shared |= {
             "model": self.network,
             "seed": seed,
+            "schedule_epochs": self.epochs if SCHEDULES[self.schedule].planned else 0,
             "width": width,
             "width_transfer": self.width_transfer or width in (None, 1),
             "options": self._own_flags() | {k: v for k, v in self.options.items() if v != network.options[k].default},
@@ -431,8 +482,10 @@ def parse(
     own = parser.add_argument_group("flags of this script")
     shared = parser.add_argument_group("flags of every training script")
     for name, f in [*((f.name, f) for f in fields(cls)), *options.items()]:
-        if f.metadata and (name not in ("width", "width_transfer") or any(n.has_width for n in networks.values())):
+        needed = {"width_transfer": "width"}.get(name, name)
+        if f.metadata and (needed not in CHOICES or any(n.takes(needed) for n in networks.values())):
             _add_flag(own if name in declared or name in options else shared, name, f, cls.presets)
+    shared.add_argument("--no-augment", dest="augment", action="store_const", const="none", help="--augment none")
     given = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(parser.parse_args(argv)).items()
@@ -446,8 +499,9 @@ def parse(
         if not re.fullmatch(OPTION, str(value)):
             parser.error(f"--{name.replace('_', '-')}: {value!r} cannot be part of a folder's name")
     settings = cls(**cls.presets[given.get("preset", "report")] | given, given=frozenset(given))
-    if "width" in given and not networks[settings.network].has_width:
-        parser.error(f"--width: {settings.network} has one width only")
+    for name in CHOICES:
+        if name in given and not networks[settings.network].takes(name):
+            parser.error(f"--{name}: {settings.network} has one {name} only")
     if complaint := settings.complaint():
         parser.error(complaint)
     return settings

@@ -48,7 +48,7 @@ SWITCHES: tuple[Switch, ...] = (
     Switch("initialization", "init", ("he", "pytorch")),
     Switch("weight decay", "weight_decay", (1e-4, 0.0)),
     Switch("decay of biases and norms", "bias_decay", (True, False)),
-    Switch("augmentation", "augment", (True, False)),
+    Switch("augmentation", "augment", ("report", "none")),
     Switch("a seed for each learning rate", "seed_per_rate", (False, True), rates=True),
     Switch("precision", "precision", ("auto", "fp32")),
     Switch("dropout", "dropout", (0.4, 0.0), INCEPTIONS),

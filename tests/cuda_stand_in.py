@@ -39,6 +39,7 @@ ISOLATION = "CUDA error: dependency created on uncaptured work in another stream
 WAITING = {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "_unique2", "unique_dim"}
 READING = {Tensor.cpu, Tensor.numpy, Tensor.tolist}
 FROM_HOST = {torch.tensor, torch.as_tensor}
+CAPTURABLE = ("rmsprop", "nadam", "radam", "adamax", "adadelta")  # modules of torch.optim that ask for the device
 ALLOCATING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 
 
@@ -295,7 +296,8 @@ class StandIn(TorchFunctionMode):
     def __enter__(self) -> "StandIn":
         StandIn.current = self
         autocast = torch.autocast
-        rmsprop = import_module("torch.optim.rmsprop")  # as an attribute it is hidden
+        # As attributes these modules are hidden.
+        optimizers = [import_module(f"torch.optim.{name}") for name in CAPTURABLE]
         self._stack = ExitStack()
         for owner, name, value in (
             (torch.cuda, "Stream", Stream),
@@ -312,7 +314,7 @@ class StandIn(TorchFunctionMode):
             (torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda")),
             (torch.accelerator, "current_stream", lambda device=None: self.stream),
             (torch, "autocast", lambda device, *more, **named: autocast(_on_cpu(device), *more, **named)),
-            (rmsprop, "_get_capturable_supported_devices", lambda: ["cpu"]),
+            *((module, "_get_capturable_supported_devices", lambda *_, **__: ["cpu"]) for module in optimizers),
         ):
             self._stack.enter_context(mock.patch.object(owner, name, value))
         return super().__enter__()

@@ -13,6 +13,7 @@ from cifar_lab.run_folder.reader import final_accuracy
 from cifar_lab.run_folder.tables import (
     EPOCH_COLUMNS,
     PROBE_COLUMNS,
+    VALIDATED_COLUMNS,
 )
 from cifar_lab.settings import RunConfig, run_folder
 
@@ -51,7 +52,7 @@ def write_run(
     config = run if isinstance(run, RunConfig) else config_of(run, preset, seed)
     folder = run_folder(results, preset, config)
     folder.mkdir(parents=True)
-    steps_per_epoch = -(-config.train_size // config.batch_size)
+    steps_per_epoch = config.steps_per_epoch
     rng = np.random.default_rng(zlib.crc32(f"{config.model}/{folder.name}".encode()))
     done = epochs if test_accuracy is None else len(test_accuracy)
     if diverged_at_step is not None:
@@ -80,7 +81,7 @@ def write_run(
     for name, values in (columns or {}).items():
         place = EPOCH_COLUMNS.index(name)
         rows = [(*row[:place], value, *row[place + 1 :]) for row, value in zip(rows, values, strict=True)]
-    write_csv(folder / "epochs.csv", EPOCH_COLUMNS, rows)
+    write_csv(folder / "epochs.csv", VALIDATED_COLUMNS if config.validation_size else EPOCH_COLUMNS, rows)
     write_csv(folder / "steps.csv", ("step", "loss"), [(i + 1, float(x)) for i, x in enumerate(losses)])
     if probes is not None:
         write_csv(folder / "probes.csv", PROBE_COLUMNS, probes)

@@ -52,6 +52,8 @@ TABLE = (
      "tests/test_random_streams.py tests/test_augment.py tests/test_switches.py"),
     ("augmentation", "cifar_lab/training/augment.py", "tests/test_augment.py tests/test_random_streams.py"),
     ("optimizers", "cifar_lab/optimizers.py", "tests/test_optimizers.py tests/test_layout.py tests/test_figures.py"),
+    ("optimizers", "cifar_lab/activations.py cifar_lab/losses.py",
+     "tests/test_activations.py tests/test_losses.py tests/test_layout.py tests/test_own_figures.py"),
     ("networks", "MyVGG.py MyFramework.py cifar_lab/networks.py",
      "tests/test_reference.py tests/test_models.py tests/test_random_streams.py tests/test_identity.py"
      " tests/test_settings.py"),

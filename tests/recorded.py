@@ -32,17 +32,18 @@ def build(config: RunConfig) -> nn.Module:
     return _builders[config.model](config)
 
 
-def write_numbered(folder: Path, *, alike: bool = False) -> Path:
+def write_numbered(folder: Path, *, alike: bool = False, classes: int = TRAIN) -> Path:
     """Makes `folder` a data directory in which the label of a training image is its number in the data set.
 
-    alike: all images are the same one, so that batches differ in their augmentation alone.
+    alike: all images are the same one, so that batches differ in their augmentation alone. classes: labels begin anew
+    after so many.
     """
     pixels = np.random.default_rng(0).integers(0, 256, (TRAIN + TEST, 32, 32, 3), dtype=np.uint8)
     if alike:
         pixels[:] = pixels[0]
     arrays = {
         "train_images": pixels[:TRAIN],
-        "train_labels": np.arange(TRAIN, dtype=np.uint8),
+        "train_labels": np.arange(TRAIN, dtype=np.uint8) % classes,
         "test_images": pixels[TRAIN:],
         "test_labels": np.arange(TEST, dtype=np.uint8) % 10,
     }

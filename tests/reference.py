@@ -18,6 +18,35 @@ from torch import Tensor, nn
 
 Weights = dict[str, Tensor]
 
+# Clevert et al. (2016), Hendrycks & Gimpel (2016), Elfwing et al. (2018).
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": lambda x: torch.where(x > 0, x, 0.01 * x),
+    "elu": lambda x: torch.where(x > 0, x, x.clamp(max=0).exp() - 1),
+    "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2,
+    "silu": lambda x: x * torch.sigmoid(x),
+    "tanh": torch.tanh,
+}
+GAINS = {
+    "relu": math.sqrt(2), "leaky_relu": math.sqrt(2 / 1.0001), "elu": 1.2452, "gelu": 1.53353, "silu": 1.67653,
+    "tanh": 5 / 3,
+}  # fmt: skip
+
+
+def loss_of(name: str, scores: Tensor, truth: Tensor) -> Tensor:
+    """The mean over the images: scores (B, 10), truth (B,)."""
+    log_p, one_hot = scores.log_softmax(1), F.one_hot(truth, scores.shape[1]).to(scores.dtype)
+    chosen = (log_p * one_hot).sum(1)
+    each = {
+        "cross_entropy": -chosen,
+        "label_smoothing": -(log_p * (0.9 * one_hot + 0.01)).sum(1),
+        "mse": ((scores - one_hot) ** 2).mean(1),
+        "hinge": ((1 + scores - (scores * one_hot).sum(1, keepdim=True)).clamp(min=0) * (1 - one_hot)).mean(1),
+        "focal": -((1 - chosen.exp()) ** 2) * chosen,
+    }
+    return each[name].mean()
+
+
 # --- Networks --------------------------------------------------------------------------------------------------------
 
 
@@ -101,7 +130,7 @@ def is_trained(name: str) -> bool:
     return name.endswith((" weight", " bias", " gamma", " beta"))
 
 
-def initial(model: str, width: float, init: str, seed: int) -> Weights:
+def initial(model: str, width: float, init: str, seed: int, activation: str) -> Weights:
     """PyTorch's own draw of all layers, then He's or Glorot's over it, with zero biases; He leaves the output layer."""
     torch.manual_seed(int(np.random.SeedSequence((seed, 0)).generate_state(1)[0]))
     built = [
@@ -114,7 +143,7 @@ def initial(model: str, width: float, init: str, seed: int) -> Weights:
         with torch.no_grad():
             module.bias.zero_()
             if init == "he":
-                module.weight.normal_(0, math.sqrt(2 / inputs))
+                module.weight.normal_(0, GAINS[activation] / math.sqrt(inputs))
             else:
                 bound = math.sqrt(6 / (inputs + outputs))
                 module.weight.uniform_(-bound, bound)
@@ -130,13 +159,15 @@ def initial(model: str, width: float, init: str, seed: int) -> Weights:
 
 
 def logits(
-    model: str, w: Weights, x: Tensor, *, scale: float, mask: Callable[[Tensor], Tensor] | None = None
-) -> Tensor:
+    model: str, w: Weights, x: Tensor, *, scale: float, activation: str,
+    mask: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
     """Images (B, 3, 32, 32) to logits (B, 10); in training, where a `mask` gives the factors of dropout, or not.
 
     scale: of the residual. VGG has no dropout: it is in training where there is a mask, and does not use it.
     """
     training = mask is not None
+    act = ACTIVATIONS[activation]
 
     def layer(name: str, x: Tensor, relu: bool = True) -> Tensor:
         weight, bias = w[f"{name} weight"], w[f"{name} bias"]
@@ -145,7 +176,7 @@ def logits(
             gamma, beta, mean, variance = (w[f"{name} {what}"] for what in ("gamma", "beta", "mean", "variance"))
             x = F.batch_norm(x, mean, variance, gamma, beta, training=training, momentum=0.1, eps=1e-5)
             w[f"{name} batches"] += training
-        return F.relu(x) if relu else x
+        return act(x) if relu else x
 
     if model.startswith("vgg_a"):
         for name in VGG:
@@ -169,7 +200,7 @@ def logits(
         )
         if residual:
             shortcut = layer(f"{name} shortcut", x, relu=False) if f"{name} shortcut weight" in w else x
-            branches = F.relu(shortcut + scale * branches)
+            branches = act(shortcut + scale * branches)
         x = branches
         if name == "3b":
             x = F.max_pool2d(x, 3, 2, padding=1)
@@ -268,13 +299,19 @@ def plain(images: np.ndarray) -> Tensor:
     return normalized(torch.from_numpy(images / 255).permute(0, 3, 1, 2))
 
 
-def epoch_images(images: np.ndarray, seed: int, epoch: int, augment: bool) -> tuple[np.ndarray, Tensor]:
+def epoch_images(images: np.ndarray, seed: int, epoch: int, augment: bool | str) -> tuple[np.ndarray, Tensor]:
     """The order of an epoch (from 1), and the images in this order; augmentation is drawn in this order, too."""
     order = generator(seed, 1, epoch).permutation(len(images))
     if not augment:
         return order, plain(images[order])
     rng = generator(seed, 2, epoch)
     mirrored = rng.random(len(images)) < 0.5
+    if augment == "flip-crop":
+        places = zip(images[order], rng.integers(-4, 5, (len(images), 2)) + 4, mirrored, strict=True)
+        cropped = [np.pad(image, ((4, 4), (4, 4), (0, 0)))[y : y + 32, x : x + 32] for image, (y, x), _ in places]
+        return order, plain(
+            np.stack([image[:, ::-1] if m else image for image, m in zip(cropped, mirrored, strict=True)])
+        )
     degrees = np.float32(rng.uniform(-10, 10, len(images)))
     color = np.float32(rng.uniform([0.8, 0.8, 0.8, -0.1], [1.2, 1.2, 1.2, 0.1], (len(images), 4)))
     drawn = zip(order, crops(rng, len(images)), mirrored, degrees.tolist(), color, strict=True)
@@ -302,6 +339,19 @@ def update(
         kept["mean"] = 0.9 * kept.get("mean", 0) + 0.1 * g
         kept["square"] = 0.999 * kept.get("square", 0) + 0.001 * g**2
         w -= lr * kept["mean"] / (1 - 0.9**step) / ((kept["square"] / (1 - 0.999**step)).sqrt() + 1e-8)
+
+
+def rate_factor(s: "Settings", step: int) -> float:
+    """Of the learning rate, at a step from 0 of the whole run."""
+    steps = s.epochs * math.ceil(s.train_size / s.batch_size)
+    if s.schedule == "one-cycle":  # 1/25 to 1 to 1/250,000
+        peak = s.warmup - 1
+        low, place = (1 / 25, step / peak) if step <= peak else (4e-6, (steps - 1 - step) / (steps - 1 - peak))
+        return low + (1 - low) * (1 - math.cos(math.pi * place)) / 2
+    warm = min(1, (step + 1) / s.warmup) if s.warmup else 1
+    if s.schedule == "cosine":
+        return warm * (1 + math.cos(math.pi * max(0, step - s.warmup) / (steps - s.warmup))) / 2
+    return warm * (0.1 ** (int(4 * step / steps) - 1) if s.schedule == "step" and 2 * step >= steps else 1)
 
 
 def transfer_factors(model: str, width: float, optimizer: str) -> dict[str, tuple[float, float]]:
@@ -350,7 +400,11 @@ class Settings:
     momentum: float = 0.0
     scale: float = 0.2
     init: str = "he"
-    augment: bool = True
+    activation: str = "relu"
+    loss: str = "cross_entropy"
+    schedule: str = "constant"
+    warmup: int = 0  # steps
+    augment: bool | str = True
     transfer: bool = False  # of learning rates, weight decay and output layer to the width
 
 
@@ -384,15 +438,18 @@ def margins(scores: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: str, weights: Weights, images: np.ndarray, labels: np.ndarray, scale: float) -> Evaluated:
+def evaluate(
+    model: str, weights: Weights, images: np.ndarray, labels: np.ndarray, scale: float, activation: str = "relu",
+    loss: str = "cross_entropy",
+) -> Evaluated:  # fmt: skip
     """All images at once."""
-    scores, truth = logits(model, weights, plain(images), scale=scale), torch.from_numpy(labels).long()
+    scores = logits(model, weights, plain(images), scale=scale, activation=activation)
+    truth = torch.from_numpy(labels).long()
     predicted = scores.argmax(1)
     confusion = torch.zeros(10, 10, dtype=torch.int64)
     for true, guess in zip(truth, predicted, strict=True):
         confusion[true, guess] += 1
-    loss = F.cross_entropy(scores, truth).item()
-    return Evaluated(loss, int((predicted == truth).sum()), margins(scores), confusion)
+    return Evaluated(loss_of(loss, scores, truth).item(), int((predicted == truth).sum()), margins(scores), confusion)
 
 
 def batches(images: np.ndarray, labels: np.ndarray, s: Settings, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -405,7 +462,7 @@ def train(data: dict[str, np.ndarray], s: Settings) -> Trained:
     """A whole training. data: the arrays of cifar10.npz, of which the first images are used."""
     images, labels = data["train_images"][: s.train_size], data["train_labels"][: s.train_size]
     test_images, test_labels = data["test_images"][: s.test_size], data["test_labels"][: s.test_size]
-    weights = initial(s.model, s.width, s.init, s.seed)
+    weights = initial(s.model, s.width, s.init, s.seed, s.activation)
     trained = {name: w for name, w in weights.items() if is_trained(name)}
     factors = dict.fromkeys(trained, (1.0, 1.0))
     if s.transfer:
@@ -418,14 +475,16 @@ def train(data: dict[str, np.ndarray], s: Settings) -> Trained:
     for epoch in range(1, s.epochs + 1):
         summed, right, all_margins = 0.0, 0, []
         for x, truth in batches(images, labels, s, epoch):
-            scores = logits(s.model, weights, x, scale=s.scale, mask=dropout(s.seed, len(done.losses)))
-            loss = F.cross_entropy(scores, truth)
+            mask = dropout(s.seed, len(done.losses))
+            scores = logits(s.model, weights, x, scale=s.scale, activation=s.activation, mask=mask)
+            loss = loss_of(s.loss, scores, truth)
             gradients = torch.autograd.grad(loss, trained.values())
             done.losses.append(loss.item())
             done.gradient_norms.append(math.sqrt(sum(g.square().sum().item() for g in gradients)))
             with torch.no_grad():
                 for (name, w), g in zip(trained.items(), gradients, strict=True):
-                    rate, decay = s.lr * factors[name][0], s.weight_decay * factors[name][1]
+                    lr = s.lr * rate_factor(s, len(done.losses) - 1)
+                    rate, decay = lr * factors[name][0], s.weight_decay * factors[name][1]
                     update(s.optimizer, w, g, kept[name], len(done.losses), rate, decay, s.momentum)
             summed += loss.item() * len(truth)
             right += int((scores.argmax(1) == truth).sum())
@@ -433,5 +492,5 @@ def train(data: dict[str, np.ndarray], s: Settings) -> Trained:
         done.train_loss.append(summed / len(images))
         done.train_right.append(right)
         done.train_margins.append(torch.cat(all_margins))
-        done.tested.append(evaluate(s.model, weights, test_images, test_labels, s.scale))
+        done.tested.append(evaluate(s.model, weights, test_images, test_labels, s.scale, s.activation, s.loss))
     return done

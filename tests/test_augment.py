@@ -106,7 +106,7 @@ def test_composition_agrees_with_torchvision_in_the_same_order(images, plan):
 
 def test_without_augmentation_the_batch_is_only_normalized(images):
     pixels = (images * 255).byte().permute(0, 2, 3, 1).contiguous()
-    plain = epoch_plan(seed=0, epoch=1, images=BATCH, augment=False)
+    plain = epoch_plan(seed=0, epoch=1, images=BATCH, augment="none")
     got = A.augment(pixels, torch.from_numpy(plain.table()))
     assert (got - A.normalize(A.to_unit(pixels))).abs().max() <= 1e-5
 
@@ -281,6 +281,28 @@ def test_the_two_sides_of_a_crop_are_placed_independently(many):
     assert_drawn_with(np.bincount(4 * square[:, 0] + square[:, 1], minlength=16), np.full(16, len(square) / 16))
 
 
+def test_flips_and_crops_are_torchvisions_bit_for_bit():
+    """Of each image padded by four black pixels; the offsets and flips of the plan."""
+    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8))
+    plan = epoch_plan(seed=2, epoch=3, images=40, augment="flip-crop")
+    got = A.augment(pixels, torch.from_numpy(plan.table()), "flip-crop")
+    for image, out, (top, left, *size), flip in zip(pixels, got, plan.crop.astype(int), plan.flip, strict=True):
+        expected = TF.crop(TF.pad(image.permute(2, 0, 1), 4), top + 4, left + 4, *size)
+        expected = TF.hflip(expected) if flip else expected
+        assert torch.equal(out, expected / 255 * 2 - 1)
+
+
+def test_the_offsets_of_flips_and_crops_are_uniform():
+    plan = epoch_plan(seed=0, epoch=1, images=45_000, augment="flip-crop")
+    for offsets in plan.crop.T[:2]:
+        values, counts = np.unique(offsets, return_counts=True)
+        assert values.tolist() == list(range(-4, 5))
+        assert abs(counts - 5000).max() < 5 * 5000**0.5  # standard deviations
+    assert abs(np.corrcoef(plan.crop.T[:2])[0, 1]) < 5 / 45_000**0.5
+    assert (plan.crop[:, 2:] == 32).all() and abs(plan.flip.mean() - 0.5) < 5 * 0.5 / 45_000**0.5
+    assert not plan.angle.any() and (plan.color == [1, 1, 1, 0]).all()
+
+
 def test_without_augmentation_the_parameters_change_nothing():
-    plan = epoch_plan(seed=1, epoch=1, images=3, augment=False)
+    plan = epoch_plan(seed=1, epoch=1, images=3, augment="none")
     assert plan.table().tolist() == [[0, 0, 32, 32, 0, 0, 1, 1, 1, 0]] * 3

@@ -60,7 +60,7 @@ OTHER_SETTINGS = (
     replace(ADAM, options={"residual_scale": 1.0}),
     replace(ADAMW, weight_decay=0.0), replace(RMSPROP, weight_decay=1e-3), replace(LARGE_RATES[2], momentum=0.0),
     replace(PLAIN[0], weight_decay=0.0), replace(BN[0], weight_decay=0.0), replace(PLAIN[3], lr=1e-5),
-    replace(BN[0], lr=1e-2), replace(BN[0], augment=False), replace(PLAIN[0], init="xavier"),
+    replace(BN[0], lr=1e-2), replace(BN[0], augment="none"), replace(PLAIN[0], init="xavier"),
 )  # fmt: skip
 
 

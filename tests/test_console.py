@@ -125,7 +125,7 @@ def test_the_estimate_comes_within_ten_seconds(seconds, steps, monkeypatch):
     said = []
     lockstep = SimpleNamespace(
         _taken=0, _first_step=0.0, _estimated=False, _target=3, _later_groups=1, synchronize=lambda: None,
-        loader=SimpleNamespace(steps=50, images=[0] * 500, test_labels=[0] * 150),
+        loader=SimpleNamespace(steps=50, images=[0] * 500, held_out_labels=[0] * 150),
         device=SimpleNamespace(torch=SimpleNamespace(type="cpu")), _console=SimpleNamespace(say=said.append),
     )  # fmt: skip
     for index in range(40):

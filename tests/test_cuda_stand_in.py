@@ -39,6 +39,8 @@ SHARED = {
 ALONE = ("--optimizer", "adam")
 GROUP = ("--optimizer", "adam", "sgd", "--momentum", "0.9", "--lrs", "1e-2")
 LEARNING_RATES = ("--lrs", "1e-2", "3e-3")
+SCHEDULE = (*GROUP, "--schedule", "one-cycle", "--warmup", "1")
+NADAM = ("--optimizer", "nadam")
 
 
 class Small(nn.Module):
@@ -83,6 +85,7 @@ class Trained:
     replays: list[int] = field(default_factory=list)  # of each graph
     streams: list[int] = field(default_factory=list)
     counters: list[tuple[int, ...]] = field(default_factory=list)  # before each replay
+    rates: list[tuple[float, ...]] = field(default_factory=list)  # the learning rates before each replay
     events: list[tuple[str, int]] = field(default_factory=list)
 
 
@@ -98,6 +101,7 @@ def live(runs: list, batches: loader.Loader) -> dict[str, Tensor]:
             for name, value in one.optimizer.state[parameter].items()
         }
         own = modules | state | {"losses": one.losses, "correct": one.correct}
+        own |= {f"learning rate {i}": group["lr"] for i, group in enumerate(one.optimizer.param_groups)}
         found |= {f"{one.label} {name}": x for name, x in own.items() if isinstance(x, Tensor)}
     return found
 
@@ -111,6 +115,7 @@ class Watch:
         self._captured: list = []
         self._capture = group.capture
         self.counters: list[tuple[int, ...]] = []
+        self.rates: list[tuple[float, ...]] = []
         cuda.before_replay = self.replayed
 
     def capture(self, step: Callable, advance: Callable, runs: list, counters: list[Tensor]) -> Any:
@@ -119,8 +124,9 @@ class Watch:
         self._captured = runs
         after = live(runs, self.group.loader)
         for name, tensor in after.items():
-            # The first step makes the optimizers' state, from zeros; the largest batch a constant of dropout's.
-            then = before.get(name, torch.zeros_like(tensor))
+            # The first step makes the optimizers' state; the largest batch a constant of dropout's.
+            start = torch.ones_like if name.endswith(" mu_product") else torch.zeros_like
+            then = before.get(name, start(tensor))
             if then.shape == tensor.shape and not torch.equal(tensor, then):
                 self.complaints.append(f"state: {name} is not what it was before the capture")
             if tensor.untyped_storage().data_ptr() not in graph.addresses:
@@ -129,11 +135,13 @@ class Watch:
         return graph
 
     def replayed(self, graph: Any) -> None:
-        """Also notes the counters: step within the epoch and over the run, and the step of each dropout."""
+        """Also notes the counters (step within the epoch and over the run, step of each dropout) and the rates."""
         self.compare()
         dropouts = [m for one in self._captured for m in one.model.modules() if isinstance(m, StepDropout)]
         batches = self.group.loader
         self.counters.append((int(batches.index), int(batches.step), *(int(dropout.step) for dropout in dropouts)))
+        groups = [group for one in self._captured for group in one.optimizer.param_groups]
+        self.rates.append(tuple(float(group["lr"]) for group in groups))
 
     def compare(self) -> None:
         """Whether everything lies where it lay at the capture."""
@@ -180,7 +188,7 @@ class Trainer:
                     watch.complaints.append(f"error: {error!r}")
         ended.out, ended.err, ended.complaints = out.getvalue(), err.getvalue(), watch.complaints
         ended.replays, ended.events = cuda.replays, cuda.events
-        ended.counters = watch.counters
+        ended.counters, ended.rates = watch.counters, watch.rates
         ended.streams = [graph.streams for graph in cuda.graphs]
         said = [line for line in ended.out.splitlines() if line.startswith(FALLBACK)]
         ended.complaints += [f"graph: {line.removeprefix(FALLBACK)}" for line in said]
@@ -370,6 +378,13 @@ def test_graphs_leave_what_eager_steps_leave(command, training):
     [
         ("--optimizer rmsprop adamw adam sgd --lrs 1e-2 3e-3", [8]),
         ("--optimizer adam sgd --seed 3 5", [8, 8]),  # a group of each seed
+        ("--optimizer adam adamw sgd rmsprop --schedule cosine --warmup 0.5 --no-bias-decay", [8]),
+        ("--optimizer nadam radam adamax adadelta adagrad --lrs 1e-2", [8]),
+        ("--optimizer nadam radam adamax adadelta adagrad --schedule cosine --warmup 0.5", [8]),
+        ("--optimizer adam --warmup 1 --loss mse", [8]),
+        ("--optimizer adam sgd --schedule one-cycle --loss hinge", [8]),
+        ("--optimizer adam sgd --schedule step --loss focal", [8]),
+        ("--optimizer adam --loss label_smoothing", [8]),
         ("--optimizer adam sgd --batch-size 46 --no-augment", [2]),  # a last batch of one image
         ("--optimizer adam sgd --batch-size 47", [2]),  # no partial batch
         ("--optimizer adam sgd --batch-size 60", []),  # nothing but a partial batch
@@ -437,17 +452,31 @@ def before_replay(number: int, do: Callable[[], Any]) -> Prepare:
     return prepare
 
 
-def resumed(training: Trainer, results: Path, stop: int, replays: list[int]) -> list[str]:
+def resumed(training: Trainer, results: Path, stop: int, replays: list[int], flags: Sequence[str] = GROUP) -> list[str]:
     """What is wrong with a training that a signal ends at a replay, and that the same command continues."""
-    stopped = training(*GROUP, results=results, prepare=before_replay(stop, lambda: signal.raise_signal(signal.SIGINT)))
+    stopped = training(*flags, results=results, prepare=before_replay(stop, lambda: signal.raise_signal(signal.SIGINT)))
     assert (stopped.status, stopped.complaints, stopped.replays) == (130, [], [stop])
-    return training.complaints(*GROUP, results=results, replays=replays)
+    return training.complaints(*flags, results=results, replays=replays)
 
 
 # After 4 and after 8 steps, the next one is that of the partial batch, outside a graph.
 @pytest.mark.parametrize("stop, replays", [(2, [6]), (3, [5]), (4, [4]), (7, [1]), (8, [])])
 def test_a_run_resumed_in_mid_epoch_leaves_what_an_uninterrupted_one_leaves(stop, replays, training, results):
     assert resumed(training, results, stop, replays) == []
+
+
+@pytest.mark.parametrize("stop, replays", [(2, [6]), (4, [4]), (7, [1])])
+def test_a_schedule_is_resumed_in_mid_epoch(stop, replays, training, results):
+    assert resumed(training, results, stop, replays, SCHEDULE) == []
+
+
+def test_a_replay_has_the_learning_rate_of_its_step(training):
+    """Cosine over 10 steps, of which 8 are replayed; before each replay the rates are those of the step before it."""
+    found = training("--optimizer", "adam", "sgd", "--lrs", "1e-2", "--schedule", "cosine")
+    assert (found.complaints, found.replays) == ([], [8])
+    expected = [0.01] + [0.01 * (1 + np.cos(np.pi * step / 10)) / 2 for step in (0, 1, 2, 4, 5, 6, 7)]
+    for of_run in zip(*found.rates, strict=True):
+        np.testing.assert_allclose(of_run, expected, rtol=1e-6)
 
 
 def one_ahead(training: Trainer, results: Path) -> list[str]:
@@ -539,6 +568,9 @@ SCENARIOS = {
     "alone": lambda training, results: training.complaints(*ALONE, replays=[8]),
     "group": lambda training, results: training.complaints(*GROUP, replays=[8]),
     "resumed": lambda training, results: resumed(training, results, 7, [1]),
+    "schedule": lambda training, results: training.complaints(*SCHEDULE, replays=[8]),
+    "nadam": lambda training, results: training.complaints(*NADAM, replays=[8]),
+    "schedule resumed": lambda training, results: resumed(training, results, 7, [1], SCHEDULE),
     "one ahead": one_ahead,
     "out of memory": lambda training, results: ended_in_capture(training, GROUP, "out of memory", 25),
 }
@@ -552,7 +584,7 @@ FAULTS = {  # scenario; function, and what is replaced in it; first word of a co
         "group", capture, "_restore", "load_state_dict(weights)", "load_state_dict(weights, assign=True)", "address",
     ),
     "optimizer state in new tensors": (
-        "group", capture, "_restore", "tensor.copy_(before[name]) if name in before else tensor.zero_()",
+        "group", capture, "_restore", "tensor.copy_(before[name]) if name in before else tensor.fill_(name in ones)",
         "run.optimizer.state[parameter][name] = before.get(name, torch.zeros_like(tensor))", "address",
     ),
     "optimizer state loaded after the capture": (
@@ -577,10 +609,13 @@ FAULTS = {  # scenario; function, and what is replaced in it; first word of a co
     # A capture leaves traces.
     "weights not put back": ("group", capture, "_restore", "run.model.load_state_dict(weights)", "pass", "state"),
     "optimizer state not put back": (
-        "group", capture, "_restore", "tensor.copy_(before[name]) if name in before else tensor.zero_()",
+        "group", capture, "_restore", "tensor.copy_(before[name]) if name in before else tensor.fill_(name in ones)",
         "pass", "state",
     ),
-    "losses not put back": ("group", group, "capture", "(run.losses, run.correct)", "(run.correct,)", "state"),
+    "all optimizer state from 0": (
+        "nadam", capture, "_restore", "tensor.fill_(name in ones)", "tensor.zero_()", "logs",
+    ),
+    "losses not put back": ("group", group, "capture", "(run.losses, ", "(", "state"),
     "counters not put back": (
         "group", group, "capture", "zip(kept, before, strict=True)", "[*zip(kept, before, strict=True)][2:]", "state",
     ),
@@ -595,6 +630,24 @@ FAULTS = {  # scenario; function, and what is replaced in it; first word of a co
     "nothing": ("group", group.Lockstep, "accelerate", "if graph is not None", "if False", "replays"),
     "the same batch": ("group", group.Lockstep, "accelerate", "self.loader.advance,", "lambda: None,", "logs"),
     "a batch beyond the epoch, to warm up": ("resumed", group, "capture", "counter.copy_(value)", "pass", "error"),
+    # The learning rate.
+    "a learning rate in a new tensor each step": (
+        "schedule", run.TrainingRun, "set_rates", "torch.mul(factor, full, out=rate)",
+        "self.optimizer.param_groups[0]['lr'] = factor * full", "address",
+    ),
+    "the learning rate of the capture": ("schedule", run.TrainingRun, "set_rates", "if self.rates", "if False", "logs"),
+    "a learning rate that the host looks up": (
+        "schedule", run.TrainingRun, "set_rates", "torch.mul(factor, full, out=rate)",
+        "rate.fill_(float(factor) * full)",
+        "graph",
+    ),
+    "the learning rate of the step within the epoch": (
+        "schedule", run.TrainingRun, "set_rates", "self._step", "self._loader.index", "logs",
+    ),
+    "learning rates of a checkpoint in the optimizer": (
+        "schedule resumed", run.TrainingRun, "_load_state", "self._hold_rates()", "pass", "logs",
+    ),
+    "learning rates not put back": ("schedule", group, "capture", ", *run.rates)", ")", "state"),
     # The host waits, or copies.
     "the loss is read": ("group", MyVGG, "training_step", "loss.backward()", "loss.item(), loss.backward()", "graph"),
     "a value decides": ("group", MyVGG, "training_step", "loss.backward()", "loss > 0 and loss.backward()", "graph"),
@@ -637,7 +690,7 @@ FAULTS = {  # scenario; function, and what is replaced in it; first word of a co
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_seen(fault, training, results):
     scenario, owner, name, old, new, kind = FAULTS[fault]
-    for flags in (ALONE, GROUP, LEARNING_RATES):
+    for flags in (ALONE, GROUP, LEARNING_RATES, SCHEDULE, NADAM):
         training.eager(*flags)
     with plant(owner, name, old, new):
         found = SCENARIOS[scenario](training, results)

@@ -375,7 +375,7 @@ def test_the_statistics_are_those_of_the_training_images(pictures, tmp_path):
     np.testing.assert_allclose(found.normalization, [pixels.mean(0), pixels.std(0)], rtol=1e-12)
     shared = {"seed": 0, "batch_size": 24, "train_size": 24, "test_size": 6}
     device = Device(torch.device("cpu"), "fp32", "fp32", 1)
-    loader = Loader(found, device, **shared, augmented=False)
+    loader = Loader(found, device, **shared)
     loader.start_epoch(1)
     images, _ = loader.batch(24)
     np.testing.assert_allclose(images.mean((0, 2, 3)), 0, atol=1e-5)
@@ -384,7 +384,7 @@ def test_the_statistics_are_those_of_the_training_images(pictures, tmp_path):
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in found.normalization)
     expected = (torch.from_numpy(found.test_images).permute(0, 3, 1, 2) / 255 - mean) / deviation
     torch.testing.assert_close(tested, expected, rtol=1e-5, atol=1e-5)
-    loader = Loader(found, device, **shared, augmented=True)
+    loader = Loader(found, device, **shared, augment="report")
     loader.start_epoch(1)
     augmented, _ = loader.batch(24)
     images = torch.from_numpy(found.train_images)[loader._order]

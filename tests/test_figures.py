@@ -602,7 +602,7 @@ def test_the_bands_table_has_the_means_over_the_seeds(bands):
     assert rows[1:] == expected
     assert len({cell for row in expected for cell in row}) == 10  # else one could stand for another
     assert rows[0] == [
-        "", "mean width, nats: largest minus smallest loss", "step after which the loss halfway is under 1.0",
+        "", "mean width (nats): largest minus smallest loss", "step after which the loss halfway is under 1.0",
         "steps per 1,000: largest loss over 2 x its median", "steps per 1,000: largest loss over median + 0.5",
     ]  # fmt: skip
     ratios, shares = [], []
@@ -711,7 +711,7 @@ def test_a_long_band_has_the_running_medians_of_both_curves(tmp_path):
 # --- The probes along the gradient ------------------------------------------------------------------------------------
 
 ETAS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
-PAPER = {"batch_size": 128, "augment": False, "init": "xavier", "probe_every": 50}
+PAPER = {"batch_size": 128, "augment": "none", "init": "xavier", "probe_every": 50}
 PROBED = {  # run: the last probed step
     "vgg_a/sgd-lr1e-1-wd0-seed0": 1150, "vgg_a/sgd-lr1e-1-wd0-seed2": 1150,
     "vgg_a_bn/sgd-lr1e-1-wd0-seed0": 1150, "vgg_a_bn/sgd-lr1e-1-wd0-seed2": 750,

@@ -22,6 +22,7 @@ from matplotlib.table import Table
 from PIL import Image
 
 import landscape
+import MyFramework
 import MyVGG
 import plot_results
 from cifar_lab.data.cache import write_cache
@@ -33,7 +34,7 @@ from cifar_lab.settings import RunConfig
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TYPED = re.findall(r"^\|.*\| `(.+)` \|$", README.partition("### You want, you type")[2].partition("\n**")[0], re.M)
-SCRIPTS = {"MyVGG.py": MyVGG.main, "landscape.py": landscape.main, "plot_results.py": plot_results.main}
+SCRIPTS = {f"{script.__name__}.py": script.main for script in (MyVGG, MyFramework, landscape, plot_results)}
 TINY = "--train-size=80 --batch-size=4 --test-size=6 --epochs=1 --device=cpu"
 RATES = ("2e-3", "1e-3", "5e-4", "1e-4")
 SIZES = "batch4-train80-test6"
@@ -84,15 +85,15 @@ def lines_that_start(start):
     return [start] if start in TYPED else [command for command in TYPED if command.startswith(start)]
 
 
-def typed(start, project, data=None):
-    """Runs the lines of the table that start so, in a folder of its own; returns what they say."""
+def typed(start, project, data=None, *more):
+    """Runs the lines of the table that start so, in a folder of its own; returns what they say. more: last words."""
     commands = lines_that_start(start)
     assert commands, start
     with contextlib.chdir(project), contextlib.redirect_stdout(io.StringIO()) as said:
         for command in commands:
             _, script, *words = shlex.split(command)
             if script.startswith("My"):
-                words += [*TINY.split(), f"--data-dir={data}", f"--results={project / 'results'}"]
+                words += [*TINY.split(), f"--data-dir={data}", f"--results={project / 'results'}", *more]
             words = [file for word in words for file in (sorted(glob.glob(word)) if "*" in word else [word])]
             assert not SCRIPTS[script](words)
     return said.getvalue()
@@ -115,7 +116,7 @@ def test_every_line_of_the_table_is_typed_in_a_test():
     """By this file: the lines here are the arguments of `typed`, and the one for pandas."""
     source = Path(__file__).read_text(encoding="utf-8")
     starts = {*re.findall(r'typed\(\s*"(python [^"]+)"', source), "pandas.concat"}
-    assert len(TYPED) == 12
+    assert len(TYPED) == 24
     assert set(TYPED) == {command for start in starts for command in lines_that_start(start)}
 
 
@@ -134,6 +135,62 @@ def test_own_rates_give_both_bands_with_their_ratio_and_the_overviews(project):
         same(lines(figure.axes[0], colour), [(range(1, 11), losses.min(0)), (range(1, 11), losses.max(0))])
     overview = drawn.figures[f"overview-lr-vgg_a-adam-wd1e-4-{SIZES}"]
     assert [label for label, _ in legend(overview)] == [f"learning rate {rate}" for rate in reversed(RATES)]
+
+
+def test_each_switch_is_drawn_beside_the_default(tmp_path, synthetic_data):
+    MyVGG.main([*f"--preset=quick {TINY} --data-dir={synthetic_data} --results={tmp_path / 'results'}".split()])
+    typed("python MyVGG.py --preset quick --activation", tmp_path, synthetic_data)
+    typed("python MyVGG.py --preset quick --loss", tmp_path, synthetic_data)
+    typed("python MyVGG.py --preset quick --schedule", tmp_path, synthetic_data)
+    typed("python MyVGG.py --preset quick --warmup", tmp_path, synthetic_data)
+    typed("python MyVGG.py --preset quick --augment", tmp_path, synthetic_data)
+    typed("python MyVGG.py --preset quick --validation-size", tmp_path, synthetic_data, "--validation-size=20")
+    drawn = plotted(tmp_path / "results")
+    labels = {
+        stem.split("-")[1]: ([label for label, _ in legend(figure)], figure.axes[1].get_ylabel())
+        for stem, figure in drawn.figures.items()
+    }
+    assert labels == {
+        "activation": (["ReLU", "GELU"], "training loss (nats)"),
+        "loss": (["cross-entropy", "label smoothing"], "training loss (nats)"),
+        "schedule": (["constant rate", "cosine schedule over 1 epoch"], "training loss (nats)"),
+        "warmup": (["warm-up epochs 0", "warm-up epochs 1"], "training loss (nats)"),
+        "augment": (["the report's augmentation", "flips and crops"], "training loss (nats)"),
+        "validation_size": (["validation images 0", "validation images 20"], "training loss (nats)"),
+    }
+    held_out = {stem.split("-")[1]: figure.axes[0].get_ylabel() for stem, figure in drawn.figures.items()}
+    assert held_out.pop("validation_size") == "test or validation accuracy (%)"
+    assert set(held_out.values()) == {"test accuracy (%)"}
+
+
+def test_optimizers_times_learning_rates_are_one_group(tmp_path, synthetic_data):
+    """In both scripts: the four runs of a command see the same batches, and are drawn by optimizer and by rate."""
+    typed("python MyVGG.py --preset quick --optimizer", tmp_path, synthetic_data)
+    typed("python MyFramework.py --preset quick --optimizer", tmp_path, synthetic_data, "--width=0.03")
+    assert {path.parent.name for path in tmp_path.glob("results/quick/vgg_a/*/config.json")} == {
+        f"{name}-lr{lr}-wd1e-4-seed0-{SIZES}" for name in ("adam", "nadam") for lr in ("1e-3", "5e-4")
+    }
+    for model, first in (("vgg_a", None), ("inception_res", None)):
+        for folder in tmp_path.glob(f"results/quick/{model}/*/"):
+            loss = rows_of(folder / "steps.csv")[0]["loss"]
+            assert loss == (first or loss)
+            first = loss
+    stems = plotted(tmp_path / "results").figures
+    for model in ("vgg_a", "inception_res"):
+        assert sum(stem.startswith("overview-optimizer-") and model in stem for stem in stems) == 2
+        assert sum(stem.startswith("overview-lr-") and model in stem for stem in stems) == 2
+    assert sum(stem.startswith("landscape-") for stem in stems) == 2
+
+
+def test_losses_without_a_unit_are_drawn_without_one(tmp_path):
+    for loss in ("hinge", "mse"):
+        for rate in (3e-3, 2e-3):
+            write_run(tmp_path, replace(BASE, loss=loss, lr=rate))
+    figures = plotted(tmp_path).figures
+    labels = {figure.axes[-1 if "overview" in stem else 0].get_ylabel() for stem, figure in figures.items()}
+    assert {label for label in labels if "loss" in label} == {"training loss"} and len(figures) == 6
+    (table,) = (t for stem, f in figures.items() if stem.startswith("landscape-") for t in f.findobj(Table))
+    assert table[0, 1].get_text().get_text().startswith("mean width:")
 
 
 def test_any_runs_in_one_file(project):
@@ -266,6 +323,14 @@ def test_other_data_sets_by_name_and_by_folder(tmp_path):
 
 BASE = replace(config_of("vgg_a_lr0.001", "quick"), lr=3e-3)  # at a rate that the report does not have
 OTHER = {bool: lambda x: not x, int: lambda x: x + 5, float: lambda x: 2 * x + 0.25, str: lambda x: "other"}
+VALID = {
+    "optimizer": "adamw",
+    "momentum": 0.5,
+    "activation": "gelu",
+    "loss": "hinge",
+    "augment": "flip-crop",
+    "schedule": "cosine",
+}  # others would be refused
 # Not told by a run's name: a folder holds one device's runs, one precision's, and of a data set one state of it.
 UNNAMED = ("device", "precision", "classes", "data_digest")
 NAMED = [f for f in fields(RunConfig) if f.name not in ("model", "seed", "lr", "options", *UNNAMED)]
@@ -276,37 +341,46 @@ def test_two_runs_that_differ_in_any_setting_are_compared(tmp_path, setting):
     """Also in one that is added later: every field of RunConfig is tried."""
     value = getattr(BASE, setting)
     other = replace(BASE, **{setting: OTHER[type(value)](value)})
-    if setting == "optimizer":
-        other = replace(other, optimizer="adamw")
-    if setting == "momentum":
-        other = replace(other, momentum=0.5)
+    if setting in VALID:
+        other = replace(BASE, **{setting: VALID[setting]})
     accuracies = [[10, 20, 30.5], [15, 35, 55.25]]
     for config, accuracy in zip((BASE, other), accuracies, strict=True):
         write_run(tmp_path, config, epochs=3, test_accuracy=accuracy)
     drawn = plotted(tmp_path)
     (stem,) = (stem for stem in drawn.figures if stem.startswith("overview-"))
-    assert stem.startswith(f"overview-{'optimizer' if setting == 'momentum' else setting}-")
+    part_of = {"momentum": "optimizer", "schedule_epochs": "schedule"}
+    assert stem.startswith(f"overview-{part_of.get(setting, setting)}-")
     figure = drawn.figures[stem]
     labels = [label for label, _ in legend(figure)]
     assert len(set(labels)) == 2 and len({colour for _, colour in legend(figure)}) == 2
     shown = sorted(list(line.get_ydata()) for line in figure.axes[0].lines)
     assert shown == accuracies
-    words = {"optimizer": "Adam", "momentum": "momentum", "batch_size": "batch", "augment": "augmentation"}
+    words = {"optimizer": "Adam", "batch_size": "batch", "augment": "augmentation", "activation": "GELU",
+             "loss": "hinge", "schedule": "cosine", "warmup": "warm-up", "schedule_epochs": "epochs",
+             "validation_size": "validation images"}  # fmt: skip
     words["dataset"] = "data"
     assert any(words.get(setting, setting.replace("_", " ")) in label for label in labels)
 
 
 def test_labels_say_the_values(tmp_path):
     for config in (
-        BASE, replace(BASE, batch_size=50), replace(BASE, augment=False), replace(BASE, weight_decay=5e-4),
-        replace(BASE, optimizer="sgd", momentum=0.9),
+        BASE, replace(BASE, batch_size=50), replace(BASE, augment="none"), replace(BASE, augment="flip-crop"),
+        replace(BASE, validation_size=1000), replace(BASE, weight_decay=5e-4),
+        replace(BASE, optimizer="sgd", momentum=0.9), replace(BASE, activation="leaky_relu"), replace(BASE, loss="mse"),
+        replace(BASE, schedule="cosine", schedule_epochs=5), replace(BASE, schedule="cosine", schedule_epochs=8),
+        replace(BASE, warmup=1.5),
     ):  # fmt: skip
         write_run(tmp_path, config)
     drawn = plotted(tmp_path)
     found = {stem.split("-")[1]: [label for label, _ in legend(figure)] for stem, figure in drawn.figures.items()}
     assert found == {
-        "batch_size": ["batch 50", "batch 100"], "augment": ["no augmentation", "augmentation"],
+        "batch_size": ["batch 50", "batch 100"],
+        "augment": ["the report's augmentation", "flips and crops", "no augmentation"],
+        "validation_size": ["validation images 0", "validation images 1,000"],
         "weight_decay": ["weight decay 1e-4", "weight decay 5e-4"], "optimizer": ["Adam", "SGD with momentum 0.9"],
+        "schedule": ["constant rate", "cosine schedule over 5 epochs", "cosine schedule over 8 epochs"],
+        "warmup": ["warm-up epochs 0", "warm-up epochs 1.5"],
+        "activation": ["ReLU", "leaky ReLU"], "loss": ["cross-entropy", "mean squared error"],
     }  # fmt: skip
 
 

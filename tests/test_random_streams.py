@@ -119,7 +119,7 @@ def test_the_fields_of_a_plan_are_independent_of_one_another():
 def test_the_order_visits_every_image_once_and_does_not_depend_on_augmentation():
     plan = epoch_plan(5, 2, 101)
     assert sorted(plan.order) == list(range(101))
-    assert (epoch_plan(5, 2, 101, augment=False).order == plan.order).all()
+    assert (epoch_plan(5, 2, 101, augment="none").order == plan.order).all()
 
 
 # --- Dropout masks ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from commands import count, run, table
-from reference import Settings, Trained, train, update
+from reference import Settings, Trained, rate_factor, train, update
 from synthetic import write_synthetic
 
 from cifar_lab.optimizers import build_optimizer
@@ -92,6 +92,27 @@ CASES = {
          "weight_decay": 0.05},
         losses=5e-5, weights=1e-4,
     ),
+    "VGG-A, GELU, mean squared error": Case(
+        "MyVGG.py --lrs 0.01 --optimizer sgd --momentum 0.9 --weight-decay 0.01 --activation gelu --loss mse"
+        " --schedule cosine --warmup 0.75 --augment flip-crop",
+        {"model": "vgg_a", "lr": 0.01, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01, "activation": "gelu",
+         "loss": "mse", "schedule": "cosine", "warmup": 3, "augment": "flip-crop"},
+        losses=2e-5, weights=1e-4,
+    ),
+    "VGG-A with BatchNorm, tanh, label smoothing": Case(
+        "MyVGG.py --bn --lrs 0.001 --optimizer sgd --weight-decay 0.05 --activation tanh"
+        " --loss label_smoothing --schedule step",
+        {"model": "vgg_a_bn", "lr": 0.001, "optimizer": "sgd", "weight_decay": 0.05, "activation": "tanh",
+         "loss": "label_smoothing", "schedule": "step"},
+        losses=5e-5, weights=1e-4,
+    ),
+    "residual Inception, SiLU, focal loss": Case(
+        "MyFramework.py --optimizer sgd --lr 0.001 --weight-decay 0.05 --activation silu --loss focal"
+        " --schedule one-cycle --warmup 1",
+        {"model": "inception_res", "lr": 0.001, "optimizer": "sgd", "weight_decay": 0.05, "activation": "silu",
+         "loss": "focal", "schedule": "one-cycle", "warmup": 4},
+        losses=5e-5, weights=1e-4,
+    ),
     "VGG-A, momentum, rates of the width": Case(
         "MyVGG.py --lrs 0.0005 --optimizer sgd --momentum 0.9 --weight-decay 0.01 --seed 4 --no-augment",
         {"model": "vgg_a", "lr": 0.0005, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01, "seed": 4,
@@ -160,7 +181,7 @@ def test_a_training_is_the_one_that_the_report_describes(name, data, tmp_path):
         assert [what for what in found if not found[what] <= tolerances[what]] == [], (key, found)
         epochs = table(folders[key] / "epochs.csv")
         assert epochs["epoch"].tolist() == [1, 2, 3]
-        assert epochs["learning_rate"].tolist() == [s.lr] * 3
+        assert epochs["learning_rate"] == pytest.approx([s.lr * rate_factor(s, step) for step in (3, 7, 11)], rel=1e-12)
         assert table(folders[key] / "steps.csv")["step"].tolist() == list(range(1, 13))
         for epoch, tested in enumerate(expected.tested):
             for column, images, right, margins in (

@@ -148,6 +148,41 @@ def test_stopped_at_every_step_and_during_evaluation(epoch, number, command, res
         assert said.count(": complete (2 epochs)") == 2
 
 
+@pytest.fixture(
+    scope="module",
+    params=[
+        "--schedule one-cycle --warmup 0.5 --no-bias-decay",
+        "--warmup 2",
+        "--validation-size 20 --augment flip-crop --seed 3",
+        "--optimizer nadam radam adamax adagrad adadelta --momentum 0 --schedule step",
+    ],
+)
+def switched(request, synthetic_data, workers):
+    """A command whose steps depend on their number over the whole run, or that tests at its end alone."""
+    words = "--optimizer adam sgd rmsprop --lrs 1e-2 --momentum 0.9 --epochs 2"
+    return Command(synthetic_data, workers, *words.split(), *request.param.split())
+
+
+# Within each epoch, and at the end of the first: an epoch of 3 runs is 6 forward passes, and 3 of evaluation.
+@pytest.mark.parametrize("number", [2, 9, 11, 14])
+def test_a_schedule_goes_on_where_it_was(number, switched, results):
+    argv = switched.into(results, "--checkpoint-seconds", "1e9")
+    ended = Training(argv, prepare=partial(faults.signal_at_forward_pass, number)).wait()
+    assert (ended.status, ended.err) == (143, f"MyVGG.py: {STOPPED}\n")
+    assert ": continues after epoch " in switched.goes_on(results)
+
+
+@pytest.mark.parametrize("number", [16, 17, 18])
+def test_a_signal_in_the_test_at_the_end_is_no_loss(number, synthetic_data, workers, results):
+    """After 2 epochs of 3 steps and validation, of 2 runs, the two test passes are the 17th and the 18th."""
+    words = "--lrs 1e-2 1e-3 --epochs 2 --validation-size 20 --batch-size 20"
+    command = Command(synthetic_data, workers, *words.split())
+    argv = command.into(results, "--checkpoint-seconds", "1e9")
+    ended = Training(argv, prepare=partial(faults.signal_at_forward_pass, number)).wait()
+    assert (ended.status, ended.err) == (143, f"MyVGG.py: {STOPPED}\n")
+    command.goes_on(results)
+
+
 def test_a_second_signal_ends_it_at_once(synthetic_data, whole, results):
     script, more = VGG
     argv = flags(synthetic_data, *more, "--results", results)
@@ -293,7 +328,7 @@ def test_fresh_moves_the_old_folder_aside(command, results):
     assert len(list(folder.parent.glob(f".{folder.name}.before-*"))) == 2
 
 
-@pytest.mark.parametrize("setting, old", [("weight_decay", 0.5), ("augment", False), ("batch_size", 64)])
+@pytest.mark.parametrize("setting, old", [("weight_decay", 0.5), ("augment", "none"), ("batch_size", 64)])
 def test_a_folder_with_other_settings_is_refused(setting, old, command, results):
     command.goes_on(results)
     folder = find_run_folders(results)[1]

@@ -365,7 +365,12 @@ def test_an_integer_too_long_for_python(folder):
         ({"settings": {"model": "inception", "lr": "1"}}, "lr is not a finite number"),
         ({"settings": {"model": "inception", "lr": True}}, "lr is not a finite number"),
         ({"settings": {"model": "inception", "lr": 10**400}}, "lr is not a finite number"),
-        ({"settings": {"model": "inception", "augment": 1}}, "augment is not true or false"),
+        ({"settings": {"model": "inception", "augment": 1}}, "augment is not a line of text"),
+        (
+            {"settings": {"model": "inception", "loss": "l3"}},
+            "loss is not one of cross_entropy, label_smoothing, mse, hinge, focal",
+        ),
+        ({"settings": {"model": "inception", "bias_decay": 1}}, "bias_decay is not true or false"),
         ({"settings": {"model": "inception", "seed": -1}}, "seed is not an integer from 0 to 9007199254740992"),
         (
             {"settings": {"model": "inception", "batch_size": 0}},

@@ -95,7 +95,7 @@ def test_the_switches_that_apply(claim):
 # --- Made-up runs -----------------------------------------------------------------------------------------------------
 
 CHANGES = {
-    0: {"init": "pytorch"}, 1: {"weight_decay": 1e-4}, 2: {"bias_decay": False}, 3: {"augment": False},
+    0: {"init": "pytorch"}, 1: {"weight_decay": 1e-4}, 2: {"bias_decay": False}, 3: {"augment": "none"},
     5: {"precision": "fp32"}, 6: {"dropout": 0.0}, 7: {"residual_side": "shortcut"},
 }  # fmt: skip
 QUICK = {"width": 0.125, "train_size": 10_000, "test_size": 2_000}
@@ -134,7 +134,7 @@ def table(results, claim) -> dict[str, dict[str, str]]:
 
 RESIDUAL_NAMES = [
     "initialization: he to pytorch", "weight decay: 0 to 1e-4", "decay of biases and norms: yes to no",
-    "augmentation: yes to no", "precision: auto to fp32", "dropout: 0.4 to 0",
+    "augmentation: report to none", "precision: auto to fp32", "dropout: 0.4 to 0",
     "scaled side: branch to shortcut",
 ]  # fmt: skip
 
@@ -206,7 +206,7 @@ def test_a_side_that_is_far_away_leaves_room_for_the_intervals(tmp_path):
 
 
 BAND_CHANGES = {
-    0: {"init": "pytorch"}, 1: {"weight_decay": 0.0}, 2: {"bias_decay": False}, 3: {"augment": False},
+    0: {"init": "pytorch"}, 1: {"weight_decay": 0.0}, 2: {"bias_decay": False}, 3: {"augment": "none"},
     4: {"seed_per_rate": True}, 5: {"precision": "fp32"},
 }  # fmt: skip
 
@@ -367,7 +367,7 @@ def test_the_commands_of_the_rows(tmp_path, capsys, monkeypatch):
     vgg = listed(capsys, "report", "--switches", "bn-accuracy", "--seed", "0", "3")
     assert len(vgg) == 24  # only the learning rate that the claim needs
     assert vgg[0] == (
-        "python MyVGG.py --lrs 1e-3 --init pytorch --weight-decay 0 --no-augment --precision fp32 --epochs 200 "
+        "python MyVGG.py --lrs 1e-3 --init pytorch --weight-decay 0 --augment none --precision fp32 --epochs 200 "
         "--seed 0 3"
     )
     band = listed(capsys, "quick", "--switches", "bn-band")

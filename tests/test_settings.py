@@ -25,14 +25,16 @@ SCRIPTS = {"MyVGG.py": MyVGG, "MyFramework.py": MyFramework}
 # Every setting of the report's recipe; a run's model, optimizer, learning rate and seed come on top.
 RECIPE = {
     "weight_decay": 1e-4, "bias_decay": True, "seed_per_rate": False, "momentum": 0.0, "width": 1.0,
+    "activation": "relu", "loss": "cross_entropy", "schedule": "constant", "warmup": 0.0, "schedule_epochs": 0,
     "width_transfer": True, "init": "he", "batch_size": 100,
-    "train_size": 50_000, "test_size": 10_000, "augment": True, "device": "auto", "precision": "auto",
+    "train_size": 50_000, "test_size": 10_000, "validation_size": 0, "augment": "report", "device": "auto",
+    "precision": "auto",
     "probe_every": 0, "options": {}, "dataset": "cifar10", "classes": 10, "data_digest": "",
 }  # fmt: skip
 LAPTOP = RECIPE | {"width": 0.25}
 QUICK = RECIPE | {"width": 0.125, "train_size": 10_000, "test_size": 2_000}
 # Santurkar et al. (2018), section 3.2.
-PAPER = RECIPE | {"weight_decay": 0.0, "init": "xavier", "batch_size": 128, "augment": False, "probe_every": 100}
+PAPER = RECIPE | {"weight_decay": 0.0, "init": "xavier", "batch_size": 128, "augment": "none", "probe_every": 100}
 PAPER_QUICK = PAPER | {
     "width": 0.25, "width_transfer": False, "train_size": 5_120, "test_size": 2_000, "probe_every": 10,
 }  # fmt: skip
@@ -255,6 +257,13 @@ def test_what_the_paper_presets_train(preset, epochs, recipe):
 @pytest.mark.parametrize(
     "words, folder",
     [
+        ("--activation gelu --loss label_smoothing", "adam-lr1e-3-wd1e-4-seed0-gelu-label_smoothing"),
+        ("--activation relu --loss cross_entropy", "adam-lr1e-3-wd1e-4-seed0"),
+        ("--schedule cosine --warmup 2.5", "adam-lr1e-3-wd1e-4-seed0-cosine-warmup2.5-epochs200"),
+        ("--schedule constant --warmup 0", "adam-lr1e-3-wd1e-4-seed0"),
+        ("--augment none", "adam-lr1e-3-wd1e-4-seed0-noaugment"),
+        ("--augment flip-crop --validation-size 5000", "adam-lr1e-3-wd1e-4-seed0-validation5000-flip-crop"),
+        ("--augment report --validation-size 0", "adam-lr1e-3-wd1e-4-seed0"),
         ("--no-augment", "adam-lr1e-3-wd1e-4-seed0-noaugment"),
         ("--no-bias-decay --seed-per-rate", "adam-lr1e-3-wd1e-4-seed0-nobiasdecay-seedperrate"),
         ("--init pytorch --width 0.5", "adam-lr1e-3-wd1e-4-seed0-width0.5-initpytorch"),
@@ -348,7 +357,7 @@ def test_batch_size_and_train_size_make_the_batches(script, words, sizes, data):
 def test_no_augment_trains_on_the_images_as_they_are(script, data):
     with np.load(data / "cifar10.npz") as arrays:
         pixels = torch.from_numpy(arrays["train_images"]).permute(0, 3, 1, 2)
-    for words, same in (("--no-augment", True), ("", False)):
+    for words, same in (("--no-augment", True), ("--augment none", True), ("--augment flip-crop", False), ("", False)):
         step = recorded.steps(script, data, words, recorded.small)[0]
         assert torch.allclose(step.images, pixels[step.labels] / 127.5 - 1, atol=1e-6) == same
 
@@ -441,9 +450,10 @@ def test_config_json_holds_what_was_asked_for(data, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"] == {
         "model": "vgg_a", "optimizer": "sgd", "lr": 0.25, "weight_decay": 1e-4, "bias_decay": True, "seed": 3,
-        "seed_per_rate": False, "momentum": 0.5,
+        "seed_per_rate": False, "momentum": 0.5, "activation": "relu", "loss": "cross_entropy",
+        "schedule": "constant", "warmup": 0.0, "schedule_epochs": 0,
         "width": 0.03, "width_transfer": True, "init": "xavier", "batch_size": 50, "train_size": 130, "test_size": 20,
-        "augment": False, "device": "cpu", "precision": "fp32", "probe_every": 0, "options": {},
+        "validation_size": 0, "augment": "none", "device": "cpu", "precision": "fp32", "probe_every": 0, "options": {},
         "dataset": "cifar10", "classes": 10, "data_digest": "",
     }  # fmt: skip
     assert (config["schema"], config["preset"], config["epochs"]) == (2, "report", 1)

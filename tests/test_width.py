@@ -50,6 +50,10 @@ VGG_FACTORS = {
     "adamw": [(1, 1), (8, 1 / 8), (8, 1 / 8), (1, 1)],
     "rmsprop": [(1, ROOT_8), (8, 1), (8, 1 / ROOT_8), (1, ROOT_8)],
     "sgd": [(1 / 8, ROOT_8), (1, 1), (8, 1 / ROOT_8), (1 / 8, ROOT_8)],
+    **{
+        name: [(1, ROOT_8), (8, 1), (8, 1 / ROOT_8), (1, ROOT_8)]
+        for name in ("nadam", "radam", "adamax", "adagrad", "adadelta")
+    },
 }
 WEIGHTS = [f"features.{i}.weight" for i in (0, 3, 6, 8, 11, 13, 16, 18)] + [f"head.{i}.weight" for i in (0, 2, 4)]
 BN_WEIGHTS = [f"features.{i}.weight" for i in (0, 4, 8, 11, 15, 18, 22, 25)] + [f"head.{i}.weight" for i in (0, 3, 6)]
@@ -282,7 +286,11 @@ def test_runs_from_before_are_read_as_what_they_were(tmp_path):
     for width, transfer in ((1.0, True), (None, True), (0.25, False)):
         settings = published["settings"] | {"width": width}
         (tmp_path / "config.json").write_text(json.dumps(published | {"settings": settings}))
-        later = {"width_transfer": transfer, "bias_decay": True, "seed_per_rate": False}
+        later = {
+            "width_transfer": transfer, "bias_decay": True, "seed_per_rate": False, "activation": "relu",
+            "loss": "cross_entropy", "schedule": "constant", "warmup": 0.0, "schedule_epochs": 0, "validation_size": 0,
+            "augment": "report",
+        }  # fmt: skip
         assert read_config(tmp_path)["settings"] == settings | later
     runs, errors = read_runs(ROOT / "results" / "published", "report")
     assert not errors

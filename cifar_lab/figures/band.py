@@ -20,6 +20,7 @@ from cifar_lab.figures.style import (
     View,
     caveats,
     loss_floor,
+    loss_label,
     off_axis,
     plt,
     seeds_of,
@@ -107,10 +108,11 @@ def draw(figures: Figures, stem: Path, bands: Sequence[Rates], named_by: Sequenc
     drawn = [of[seed] for of, seed in zip(areas, seeds, strict=True)]
     classes = max(run.settings["classes"] for run in every)
     beyond = draw_band(axes, list(zip(looks, drawn, strict=True)), classes)
+    axes.set_ylabel(loss_label("training loss", every))
     rates = list(dict.fromkeys(tuple(run.settings["lr"] for run in next(iter(of.values()))) for of in bands))
     count = {2: "two", 3: "three", 4: "four"}.get(len(rates[0]), str(len(rates[0]))) if len(rates) == 1 else "the"
     figure.suptitle(f"Learning-rate band: largest and smallest training loss over {count} learning rates", fontsize=11)
-    _band_table(below, looks, areas, shared)
+    _band_table(below, looks, areas, shared, loss_label("mean width", every))
     lines = "filled: raw; lines: running medians of both curves" if len(drawn[0].upper) > DENSE else "medians: running,"
     notes = [f"drawn: seed {' and '.join(map(str, sorted(set(seeds))))}", f"{lines} over {drawn[0].window} steps"]
     listed = " / ".join(", ".join(map(number, of)) for of in rates)
@@ -170,7 +172,7 @@ def draw_band(axes: Axes, bands: Sequence[tuple[Look, Band]], classes: int = 10)
         for median in (area.lower_median[whole], area.upper_median[whole]):
             axes.plot(step, median, color="white", linewidth=2.6, rasterized=True)
             axes.plot(step, median, color=look.colour, linewidth=1.4, rasterized=True)
-    axes.set(xlabel="training step", ylabel="training loss (nats)")
+    axes.set_xlabel("training step")
     axes.set_xlim(1, max(2, *(len(area.upper) for _, area in bands)))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     patches = [Patch(facecolor=look.colour, alpha=fill, label=look.label) for look, _ in bands]
@@ -208,10 +210,12 @@ def _label_logarithmic(axes: Axes, numbers: Sequence[float]) -> None:
     axes.yaxis.set_minor_formatter("")
 
 
-def _band_table(axes: Axes, looks: Sequence[Look], areas: Sequence[Mapping[int, Band]], shared: Sequence[int]) -> None:
-    """The bands' scalars as a table: mean and standard deviation over the seeds."""
+def _band_table(
+    axes: Axes, looks: Sequence[Look], areas: Sequence[Mapping[int, Band]], shared: Sequence[int], width: str
+) -> None:
+    """The bands' scalars as a table: mean and standard deviation over the seeds. width: what their width is called."""
     columns = (
-        "", "mean width, nats:\nlargest minus\nsmallest loss", "step after which\nthe loss halfway\nis under 1.0",
+        "", f"{width}:\nlargest minus\nsmallest loss", "step after which\nthe loss halfway\nis under 1.0",
         "steps per 1,000:\nlargest loss over\n2 x its median", "steps per 1,000:\nlargest loss over\nmedian + 0.5",
     )  # fmt: skip
     rows = []

@@ -17,6 +17,7 @@ from cifar_lab.figures.style import (
     Look,
     View,
     loss_floor,
+    loss_label,
     network_label,
     off_axis,
     plt,
@@ -44,8 +45,8 @@ class Figure:
 
 
 QUANTITIES = {
-    "test_accuracy": "test accuracy (%)", "train_accuracy": "training accuracy (%)", "test_loss": "test loss (nats)",
-    "train_loss": "training loss (nats)",
+    "test_accuracy": "test accuracy (%)", "train_accuracy": "training accuracy (%)", "test_loss": "test loss",
+    "train_loss": "training loss",
 }  # fmt: skip
 ACCURACY, LOSS = ("test_accuracy",), ("train_loss",)
 ADAM, ADAMW, RMSPROP = OPTIMIZER_RUNS = "inception_res_adam", "inception_res_adamw", "inception_res_rmsprop"
@@ -88,11 +89,11 @@ class Curve:
 
     def averaged(self, quantity: str) -> list[np.ndarray]:
         """The rows, one per seed, of the runs that did not diverge."""
-        return [run.epochs[quantity] for run in self.runs if run.epochs_done and run.diverged_at_step is None]
+        return [run.column(quantity) for run in self.runs if run.epochs_done and run.diverged_at_step is None]
 
     def line(self, quantity: str) -> np.ndarray:
         """The mean over the seeds, as far as all of them go; of diverged runs alone the first one's row."""
-        rows = self.averaged(quantity) or [self.runs[0].epochs[quantity]]
+        rows = self.averaged(quantity) or [self.runs[0].column(quantity)]
         return np.mean([row[: min(map(len, rows))] for row in rows], axis=0)
 
 
@@ -101,21 +102,21 @@ def draw(title: str, quantities: Sequence[str], curves: Sequence[Curve]) -> Canv
     wide = len(quantities) > 1
     canvas, panels = plt.subplots(1, len(quantities), figsize=(9.6, 4.2) if wide else None, squeeze=False)
     covered, notes = 0, []
+    runs = [run for curve in curves for run in curve.runs]
     for axes, quantity in zip(panels[0], quantities, strict=True):
         under = _under([curve.line(quantity) for curve in curves])
         covered = max(covered, *under)
         for curve, count in zip(curves, under, strict=True):
             _draw_seeds(axes, quantity, curve, 2.5 * count)
-        axes.set(xlabel="epoch", ylabel=QUANTITIES[quantity])
+        axes.set(xlabel="epoch", ylabel=quantity_label(quantity, runs))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if quantity.endswith("loss"):
-            notes += _set_loss_axis(axes, [run.epochs[quantity] for curve in curves for run in curve.runs])
+            notes += _set_loss_axis(axes, [run.column(quantity) for run in runs])
     # Above the axes no curve can run into it; one legend serves both panels.
     style = {"borderaxespad": 0.2, "columnspacing": 1.0, "handlelength": 1.6, "fontsize": 9}
     panels[0][0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3 if wide else 2, **style)
     states = [f"{c.look.label}, seed {run.seed}, {run.state}" for c in curves for run in c.runs if run.state]
     canvas.suptitle("\n".join([title, *textwrap.wrap("; ".join(states), 110 if wide else 72)]), fontsize=11)
-    runs = [run for curve in curves for run in curve.runs]
     text = settings_text(runs)
     if len(runs) > len(curves):
         text += "; bold: mean over n seeds, thin: each seed"
@@ -157,7 +158,7 @@ def _draw_seeds(axes: Axes, quantity: str, curve: Curve, wider: float) -> None:
     averaged = curve.averaged(quantity)
     several = len(curve.runs) > 1
     for i, run in enumerate(curve.runs):
-        row = run.epochs[quantity]
+        row = run.column(quantity)
         label = curve.look.label if i == 0 and not (several and averaged) else None
         style = {"linewidth": 0.8, "alpha": 0.5} if several else {"linewidth": 1.4 + wider}
         _draw_line(axes, row, curve, label, **style)
@@ -212,7 +213,7 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
     for name, groups in own[: sets.MOST]:
         every = [run for group in groups for run in group]
         networks = ", ".join(dict.fromkeys(map(network_label, every)))
-        title = _title(f"{networks} by {name_of(name)}")
+        title = _title(f"{networks} by {name_of(name)}", every)
         canvas = draw(title, ACCURACY + LOSS, _curves(groups, (name,)))
         figures.add(canvas, folder / sets.file_stem(f"overview-{name}", every), title, _view(ACCURACY, groups))
     figures.more(len(own) - sets.MOST, "overviews", "python plot_results.py RUN_FOLDER RUN_FOLDER ...")
@@ -226,7 +227,7 @@ def draw_any(figures: Figures, stem: Path, runs: Sequence[Run]) -> None:
     """One figure of any runs, called by the settings in which they differ."""
     series = sets.series_of(runs)
     networks = ", ".join(dict.fromkeys(map(network_label, runs)))
-    title = _title(networks)
+    title = _title(networks, runs)
     curves = _curves([of.runs for of in series], sets.differing(series))
     figures.add(draw(title, ACCURACY + LOSS, curves), stem, title, _view(ACCURACY, [of.runs for of in series]))
 
@@ -235,8 +236,19 @@ def _view(quantities: Sequence[str], groups: Sequence[Sequence[Run]]) -> View:
     return View(quantities[0], tuple(map(tuple, groups)))
 
 
-def _title(what: str) -> str:
-    return f"{what[:1].upper()}{what[1:]}: test accuracy and training loss"
+def _title(what: str, runs: Sequence[Run]) -> str:
+    return f"{what[:1].upper()}{what[1:]}: {_held_out(runs)} accuracy and training loss"
+
+
+def quantity_label(quantity: str, runs: Sequence[Run]) -> str:
+    """What a column of epochs.csv is called on an axis."""
+    label = QUANTITIES[quantity].replace("test", _held_out(runs))
+    return loss_label(label, runs) if quantity.endswith("loss") else label
+
+
+def _held_out(runs: Sequence[Run]) -> str:
+    """What the runs are evaluated on after each epoch."""
+    return " or ".join(sorted({run.held_out for run in runs}))
 
 
 def _curves(groups: Sequence[Sequence[Run]], named_by: Sequence[str]) -> list[Curve]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_lab.figures.style import Figures, network_label, plt, small_print, wrapped
+from cifar_lab.figures.style import Figures, loss_label, loss_unit, network_label, plt, small_print, wrapped
 from cifar_lab.measures.line import Line, barrier, read_line
 from cifar_lab.run_folder.measured import command
 from cifar_lab.run_folder.reader import Run, measured_files
@@ -25,11 +25,12 @@ def draw(figures: Figures, folder: Path, run: Run, stem: str, line: Line) -> Non
     """Loss and accuracy on training and test images, with the barrier of each."""
     figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(9.6, 4.0))
     parts = {"training": (line.train_loss, line.train_accuracy), "test": (line.test_loss, line.test_accuracy)}
+    unit = loss_unit([run])
     for name, (loss, accuracy) in parts.items():
-        losses.plot(line.t, loss, color=COLOURS[name], label=f"{name}, barrier {barrier(loss):.3g} nats")
+        losses.plot(line.t, loss, color=COLOURS[name], label=f"{name}, barrier {barrier(loss):.3g} {unit}".rstrip())
         label = f"{name}, barrier {barrier(100 - accuracy):.1f} points"
         accuracies.plot(line.t, accuracy, color=COLOURS[name], label=label)
-    losses.set(xlabel="t, from the first network to the second", ylabel="loss (nats)")
+    losses.set(xlabel="t, from the first network to the second", ylabel=loss_label("loss", [run]))
     accuracies.set(xlabel="t", ylabel="accuracy (%)")
     losses.legend()
     accuracies.legend()

@@ -38,7 +38,7 @@ def draw(figures: Figures, folder: Path, run: Run, path: Path2D) -> None:
         axes.annotate(words, trajectory.points[place], (4, 4), textcoords="offset points", color="white", fontsize=8)
     first, second = (f"{100 * share:.1f}% of the variance" for share in trajectory.shares)
     axes.set(xlabel=f"a, first direction: {first}", ylabel=f"b, second direction: {second}")
-    add_loss_bar(figure, [axes], filled)
+    add_loss_bar(figure, [axes], filled, scale)
     figure.suptitle(f"{network_label(run)}: trajectory in its principal plane ({grid.mode} mode)", fontsize=11)
     note = (
         f"{run.preset}, {run.name}: {len(trajectory.steps)} checkpoints; {grid.points} x {grid.points} points; "

@@ -12,6 +12,7 @@ from cifar_lab.figures.style import (
     Look,
     caveats,
     looks,
+    loss_label,
     optimizer_label,
     plt,
     seeds_of,
@@ -44,12 +45,13 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
     for settings, by_look in groups.items():
         ranges = {look: [probe_ranges(run.probes) for run in group] for look, group in by_look.items()}
         step, print_text = _gradient_step(by_look), _probe_print(by_look)
+        unit = loss_label("", [run for group in by_look.values() for run in group])
         stem = settings.replace(" (published)", "-published")
-        _paper_figure(figures, folder / f"probes-{stem}", ranges, step, print_text)
+        _paper_figure(figures, folder / f"probes-{stem}", ranges, step, print_text, unit)
         _relative_figure(figures, folder / f"probes_relative-{stem}", ranges, step, print_text)
         _eta_figure(figures, folder / f"probes_eta-{stem}", by_look, step, print_text)
         losses = {look: [run.losses for run in group] for look, group in by_look.items()}
-        _matched_figure(figures, folder / f"probes_matched-{stem}", ranges, losses, step, print_text)
+        _matched_figure(figures, folder / f"probes_matched-{stem}", ranges, losses, step, print_text, unit)
 
 
 def _gradient_step(by_look: Mapping[Look, Sequence[Run]]) -> str:
@@ -112,12 +114,12 @@ def _finish(figure, first: Axes, title: str, text: str) -> None:
 
 
 def _paper_figure(
-    figures: Figures, stem: Path, ranges: Mapping[Look, Sequence[ProbeRanges]], step: str, text: str
+    figures: Figures, stem: Path, ranges: Mapping[Look, Sequence[ProbeRanges]], step: str, text: str, unit: str
 ) -> None:
     """Figure 4 of Santurkar et al. (2018), its three panels from left to right."""
     figure, axes = plt.subplots(1, 3, figsize=(10.5, 4.0))
     _draw_ranges(axes[0], ranges, "loss")
-    axes[0].set(title="(a) variation of the loss:\nits range over $\\eta$", ylabel=r"$L(w - \eta g)$ (nats)")
+    axes[0].set(title="(a) variation of the loss:\nits range over $\\eta$", ylabel=rf"$L(w - \eta g)${unit}")
     _draw_ranges(axes[1], ranges, "change")
     axes[1].set(title="(b) gradient predictiveness:\nthe change's range over $\\eta$", ylabel=CHANGE)
     for look, seeds in ranges.items():
@@ -176,7 +178,7 @@ def _eta_figure(figures: Figures, stem: Path, by_look: Mapping[Look, Sequence[Ru
 
 def _matched_figure(
     figures: Figures, stem: Path, ranges: Mapping[Look, Sequence[ProbeRanges]],
-    losses: Mapping[Look, Sequence[np.ndarray]], step: str, text: str,
+    losses: Mapping[Look, Sequence[np.ndarray]], step: str, text: str, unit: str,
 ) -> None:  # fmt: skip
     """The probes against the loss L(w) that they start from: at equal L(w) no network is further in its training.
 
@@ -184,7 +186,7 @@ def _matched_figure(
     in progress may have probes at steps whose loss is not in its log yet: they are left out.
     """
     quantities = [
-        ("range of the loss over $\\eta$", "largest minus smallest loss (nats)", lambda r: np.diff(r.loss)[:, 0]),
+        ("range of the loss over $\\eta$", f"largest minus smallest loss{unit}", lambda r: np.diff(r.loss)[:, 0]),
         ("largest relative change\nof the gradient over $\\eta$", RELATIVE, lambda r: r.relative[:, 1]),
     ]
     if any(np.isfinite(seed.curvature).any() for seeds in ranges.values() for seed in seeds):
@@ -213,7 +215,7 @@ def _matched_figure(
             panel.stairs(of_look, MATCHED_EDGES, color=look.colour, linewidth=2, baseline=None, label=look.label)
         for edge in MATCHED_EDGES[1:]:
             panel.axvline(edge, color="0.85", linewidth=0.6, zorder=0)
-        panel.set(title=title, xlabel="L(w), the loss at the step (nats)", ylabel=label, xscale="log")
+        panel.set(title=title, xlabel=f"L(w), the loss at the step{unit}", ylabel=label, xscale="log")
         _log_if_wide(panel, np.concatenate(list(values.values())))
     note = "dots: probes, all seeds; steps: medians over intervals of L(w)"
     title = f"The probes at equal loss L(w)\ntrained with {step}"

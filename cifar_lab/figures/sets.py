@@ -13,11 +13,12 @@ from functools import cached_property
 import numpy as np
 from matplotlib.colors import to_hex
 
-from cifar_lab.figures.style import OTHER_COLOURS, Look, looks, network_label, optimizer_label, plt
+from cifar_lab.figures.style import OTHER_COLOURS, Look, looks, network_label, optimizer_label, plt, schedule_label
 from cifar_lab.optimizers import OPTIMIZERS
 from cifar_lab.run_folder.reader import Run
 from cifar_lab.settings import RunConfig, words
 
+LABELS = {"optimizer": optimizer_label, "schedule": schedule_label}  # of settings that include another one
 MOST = 24  # figures of a kind, beside the report's
 Rates = dict[int, list[Run]]  # by seed a run per learning rate, the same rates for each seed, the largest first
 
@@ -34,18 +35,20 @@ class Series:
 
     @cached_property
     def settings(self) -> dict[str, Hashable]:
-        """All but the seed, and the preset. An optimizer includes its momentum, a data set its classes and digest;
-        options stand beside the settings."""
-        settings = {"preset": self.runs[0].preset} | self.runs[0].settings
+        """All but the seed, and the preset. An optimizer includes its momentum, a schedule the epochs that it goes
+        over, a data set its classes and digest; options stand beside the settings."""
+        run = self.runs[0]
+        settings = {"preset": run.preset} | run.settings
         data = tuple(settings.pop(name) for name in ("dataset", "classes", "data_digest"))
-        del settings["seed"], settings["momentum"]
-        return settings | settings.pop("options") | {"optimizer": optimizer_label(self.runs[0]), "dataset": data}
+        del settings["seed"], settings["momentum"], settings["schedule_epochs"]
+        labels = {name: label(run) for name, label in LABELS.items()}
+        return settings | settings.pop("options") | labels | {"dataset": data}
 
     def named(self, setting: str) -> str:
         """A setting in words. The options in config.json include those that have their default."""
         run = self.runs[0]
-        if setting in ("model", "optimizer"):
-            return network_label(run) if setting == "model" else optimizer_label(run)
+        if label := {"model": network_label, **LABELS}.get(setting):
+            return label(run)
         if setting == "dataset":
             return words(setting, run.settings[setting])
         options = run.network.get("options")

@@ -3,13 +3,14 @@
 import functools
 import itertools
 import textwrap
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
 
+from cifar_lab.losses import LOSSES
 from cifar_lab.optimizers import OPTIMIZERS
 from cifar_lab.run_folder.files import write_whole
 from cifar_lab.run_folder.reader import Run
@@ -121,6 +122,14 @@ def optimizer_label(run: Run) -> str:
     return f"{label} with momentum {momentum:g}" if momentum else label
 
 
+def schedule_label(run: Run) -> str:
+    """The learning-rate schedule in words, with the epochs that it goes over."""
+    epochs = run.settings["schedule_epochs"]
+    return words("schedule", run.settings["schedule"]) + (
+        f" over {epochs} epoch{'s' * (epochs != 1)}" if epochs else ""
+    )
+
+
 def _each(runs: Sequence[Run], form: Callable[[Run], str]) -> str:
     """A setting in words, in which the runs may differ: each of its values."""
     return " / ".join(dict.fromkeys(map(form, runs)))
@@ -165,6 +174,7 @@ def setting_text(runs: Sequence[Run]) -> str:
 _SHOWN = {
     "model", "lr", "optimizer", "momentum", "weight_decay", "seed", "width", "width_transfer", "batch_size",
     "train_size", "test_size", "device", "precision", "probe_every", "options", "classes", "data_digest",
+    "schedule_epochs",
 }  # fmt: skip
 
 
@@ -205,13 +215,25 @@ def seeds_text(runs: Sequence[Run]) -> str:
     return " ".join(map(str, seeds_of(runs)))
 
 
+def loss_unit(runs: Iterable[Run]) -> str:
+    """The unit of the runs' losses, empty if the loss of one has none."""
+    units = {LOSSES[run.settings["loss"]].unit for run in runs}
+    return units.pop() if len(units) == 1 else ""
+
+
+def loss_label(text: str, runs: Iterable[Run]) -> str:
+    """The label of losses, with their unit if they have one: `training loss (nats)`."""
+    unit = loss_unit(runs)
+    return f"{text} ({unit})" if unit else text
+
+
 def loss_floor(lowest: float, highest: float) -> float:
-    """Where a linear loss axis begins: at 0, or near losses that lie in a strip far above it. In nats."""
+    """Where a linear loss axis begins: at 0, or near losses that lie in a strip far above it."""
     return 0.95 * lowest if lowest > highest / 2 else 0.0
 
 
 def off_axis(highest: float) -> str:
-    """That the largest loss, in nats, cannot be seen."""
+    """That the largest loss cannot be seen."""
     return f"the largest loss, {highest:{',.0f' if highest >= 100 else '.3g'}}, lies above the axis"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import LogLocator
 
-from cifar_lab.figures.style import Figures, looks, plt, small_print, wrapped
+from cifar_lab.figures.style import Figures, looks, loss_unit, plt, small_print, wrapped
 from cifar_lab.measures.surface import BATCH, Grid, Surface, read_surface
 from cifar_lab.run_folder.measured import command
 from cifar_lab.run_folder.reader import Run, measured_files
@@ -35,11 +35,17 @@ class Panel:
 
 @dataclass(frozen=True)
 class Scale:
-    """The losses that all panels of a figure span, in nats."""
+    """The losses that all panels of a figure span."""
 
     lowest: float
     highest: float
     logarithmic: bool
+    unit: str  # of the losses; empty if one of them has none
+
+    @property
+    def label(self) -> str:
+        """Of the losses' axis."""
+        return f"loss ({self.unit})" if self.unit else "loss"
 
     @classmethod
     def of(cls, losses: np.ndarray, runs: Iterable[Run]) -> "Scale | None":
@@ -50,12 +56,13 @@ class Scale:
         guess = float(max(np.log(run.settings["classes"]) for run in runs))
         highest = min(float(finite.max()), SHOWN * guess)
         lowest = min(max(float(finite.min()), highest * 1e-4), highest)
-        return cls(lowest, max(highest, 1.001 * lowest), highest > DECADE * lowest)
+        return cls(lowest, max(highest, 1.001 * lowest), highest > DECADE * lowest, loss_unit(runs))
 
     def above(self, losses: np.ndarray) -> str:
         """How many of the losses lie above, in words; empty if none does."""
         above = int((~(losses <= self.highest)).sum())
-        return f"; {above} of {len(losses)} points are above {self.highest:.3g} nats and are drawn there" * bool(above)
+        highest = f"{self.highest:.3g} {self.unit}".strip()
+        return f"; {above} of {len(losses)} points are above {highest} and are drawn there" * bool(above)
 
     def levels(self) -> np.ndarray:
         """(25,) losses at which contours are drawn."""
@@ -135,7 +142,7 @@ def _lines(panels: Sequence[Panel], scale: Scale):
     for panel in panels:
         a = panel.surface.grid.coordinates()[:, 0]
         axes.plot(a, panel.losses, color=panel.colour, label=panel.label)
-    axes.set(xlabel="a, along the direction", ylabel="loss (nats)")
+    axes.set(xlabel="a, along the direction", ylabel=scale.label)
     if scale.logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -152,7 +159,7 @@ def _contours(panels: Sequence[Panel], scale: Scale):
         ax.plot(0, 0, "+", color="white", markersize=9)
         ax.set(title=f"{panel.label}\nf(0, 0) = {panel.surface.center:.3f}", xlabel="a", aspect="equal")
     axes[0, 0].set_ylabel("b")
-    add_loss_bar(figure, axes[0].tolist(), filled)
+    add_loss_bar(figure, axes[0].tolist(), filled, scale)
     return figure
 
 
@@ -166,8 +173,8 @@ def draw_contours(ax, a: np.ndarray, b: np.ndarray, losses: np.ndarray, scale: S
     return filled
 
 
-def add_loss_bar(figure, axes: list, filled) -> None:
+def add_loss_bar(figure, axes: list, filled, scale: Scale) -> None:
     """The colours of `draw_contours` beside the axes. filled: what it returned."""
-    bar = figure.colorbar(filled, ax=axes, label="loss (nats)", shrink=0.8)
+    bar = figure.colorbar(filled, ax=axes, label=scale.label, shrink=0.8)
     bar.set_ticks(filled.levels[::4], labels=[f"{level:.3g}" for level in filled.levels[::4]])
     bar.minorticks_off()

@@ -3,20 +3,21 @@
 from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cifar_lab.losses import cross_entropy
 
 Batches = list[tuple[Tensor, Tensor]]
 
 
 @torch.inference_mode()
 def evaluate(
-    forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
+    forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], criterion: Callable = cross_entropy
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs a network over batches, at least one: images (B, 3, 32, 32), labels (B,); the last may be smaller.
 
-    forward: gives logits (B, classes); whoever calls has put the network into the mode that it wants. Returns, on the
-    device, the sum of the cross-entropy over all images (scalar float32, nats), the confusion matrix (classes,
+    forward: gives logits (B, classes); whoever calls has put the network into the mode that it wants. criterion: one of
+    `losses.LOSSES`. Returns, on the device, its sum over all images (scalar float32), the confusion matrix (classes,
     classes) int64, a row per true class and a column per prediction, and the predictions (images,) int64, in order.
     """
     loss = confusion = None
@@ -27,7 +28,7 @@ def evaluate(
         if confusion is None:
             loss = torch.zeros((), device=images.device)
             confusion = torch.zeros(classes**2, dtype=torch.int64, device=images.device)
-        loss += F.cross_entropy(logits, labels, reduction="sum")
+        loss += criterion(logits, labels, reduction="sum")
         predictions.append(logits.argmax(1))
         confusion.index_add_(0, labels * classes + predictions[-1], torch.ones_like(labels))
     return loss, confusion.view(classes, classes), torch.cat(predictions)
@@ -39,9 +40,9 @@ def in_batches(images: Tensor, labels: Tensor, largest: int) -> Batches:
     return list(zip(images.tensor_split(batches), labels.tensor_split(batches), strict=True))
 
 
-def mean_loss(forward: Callable[[Tensor], Tensor], batches: Batches) -> float:
-    """The mean cross-entropy (nats) over all images; the host waits for the device."""
-    return float(evaluate(forward, batches)[0]) / sum(len(labels) for _, labels in batches)
+def mean_loss(forward: Callable[[Tensor], Tensor], batches: Batches, criterion: Callable = cross_entropy) -> float:
+    """The mean loss over all images; the host waits for the device."""
+    return float(evaluate(forward, batches, criterion)[0]) / sum(len(labels) for _, labels in batches)
 
 
 def set_mode(model: nn.Module, mode: str) -> None:

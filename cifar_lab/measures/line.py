@@ -8,13 +8,14 @@ barrier is the largest error on the line minus the mean of the errors at its end
 linearly connected region.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cifar_lab.losses import cross_entropy
 from cifar_lab.run_folder import measured
 
 BATCH = 128  # images per forward pass, at most
@@ -92,8 +93,10 @@ def read_line(file: str | Path) -> Line:
     return Line(grid, about["to"], grid.coordinates()[: len(found.values), 0], *found.values.T)
 
 
-def errors(model, ends: Sequence[Mapping], train: tuple, test: tuple, t: Sequence[float]) -> Iterable[tuple]:
-    """Loss (nats) and accuracy (percent) on training and test images for each t.
+def errors(
+    model, ends: Sequence[Mapping], train: tuple, test: tuple, t: Sequence[float], criterion: Callable = cross_entropy
+) -> Iterable[tuple]:
+    """Loss and accuracy (percent) on training and test images for each t.
 
     model: a network of the ends' architecture, whose weights and buffers are changed. ends: the state dictionaries u
     and v, on its device. train, test: images (N, 3, 32, 32), labels (N,). Dropout is off where losses are computed.
@@ -112,7 +115,7 @@ def errors(model, ends: Sequence[Mapping], train: tuple, test: tuple, t: Sequenc
         model.eval()
         row: list[float] = []
         for batches in parts:
-            loss, confusion, _ = evaluate(model, batches)
+            loss, confusion, _ = evaluate(model, batches, criterion)
             images = int(confusion.sum())
             row += [float(loss) / images, 100 * int(confusion.trace()) / images]  # the host waits for the device
         yield tuple(row)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cifar_lab.losses import cross_entropy
 from cifar_lab.measures.surface import losses_at
 from cifar_lab.run_folder import measured
 
@@ -129,10 +130,12 @@ def read_path(file: str | Path) -> Path2D:
     return Path2D(*_content(found.layout.about), found.values[:, 0])
 
 
-def rows(model, images, labels, directions: list[list], made: measured.Layout, mode: str) -> Callable:
+def rows(
+    model, images, labels, directions: list[list], made: measured.Layout, mode: str, criterion: Callable = cross_entropy
+) -> Callable:
     """What `measured.compute` asks for the rows of a path file."""
 
     def after(done: int) -> Iterable[tuple[float]]:
-        return ((loss,) for loss in losses_at(model, images, labels, directions, made.places[done:], mode))
+        return ((loss,) for loss in losses_at(model, images, labels, directions, made.places[done:], mode, criterion))
 
     return after

@@ -10,6 +10,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from cifar_lab.losses import cross_entropy
+
 PAPER_SPAN = 8.0  # largest step size / smallest of the paper's grid
 SMALL_STEPS = (1e-2, 1e-1)  # times the learning rate
 MATCHED_EDGES = (
@@ -43,19 +45,19 @@ class Probe:
     """
 
     eta: np.ndarray
-    loss: np.ndarray  # L(w - eta g), nats, without the L2 term
+    loss: np.ndarray  # L(w - eta g), without the L2 term
     grad_norm: np.ndarray  # ||g||, the same for every eta
     grad_change: np.ndarray  # ||h - g||
     grad_cosine: np.ndarray  # cosine of the angle between h and g
     beta: np.ndarray  # ||h - g|| / (eta ||g||)
 
 
-def probe(model, images, labels, etas: Sequence[float], criterion: Callable | None = None) -> Probe:
+def probe(model, images, labels, etas: Sequence[float], criterion: Callable = cross_entropy) -> Probe:
     """Loss and gradient at w - eta g for every step size eta (Santurkar et al. 2018, section 3.2 and appendix A).
 
     model: a torch module in train mode, so that BatchNorm uses the batch's statistics. images, labels: the training
     step's own batch, on the model's device. etas: step sizes above 0, else ValueError. criterion(output, labels) is
-    the loss, by default the mean cross-entropy. Norms are over all parameters together.
+    the mean loss. Norms are over all parameters together.
 
     Nothing about the training is disturbed: parameters and buffers are restored from copies, bit for bit; the `grad`
     fields are not touched; random state is as before, and every pass starts from it, so that all of them see the same
@@ -68,7 +70,6 @@ def probe(model, images, labels, etas: Sequence[float], criterion: Callable | No
     etas = np.asarray(etas, dtype=np.float64)
     if not etas.size or not (etas > 0).all():
         raise ValueError(f"a probe goes down the gradient: step sizes are above 0, not {etas.tolist()}")
-    criterion = criterion or torch.nn.functional.cross_entropy
     parameters = [p for p in model.parameters() if p.requires_grad]
     buffers = list(model.buffers())
     device = parameters[0].device

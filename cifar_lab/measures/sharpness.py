@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from cifar_lab.losses import cross_entropy
 from cifar_lab.run_folder import measured
 
 BATCH = 128  # images per pass, at most
@@ -97,13 +98,12 @@ def read_sharpness(file: str | Path) -> tuple[Grid, Spectrum | None]:
     return grid, Spectrum(*found.values.reshape(grid.vectors, grid.iterations, 3).transpose(2, 0, 1))
 
 
-def hessian_product(model, batches, parameters: list) -> Callable:
-    """The function v -> H v, vectors (P,) over the parameters in their order, of the mean cross-entropy over batches.
+def hessian_product(model, batches, parameters: list, criterion: Callable = cross_entropy) -> Callable:
+    """The function v -> H v, vectors (P,) over the parameters in their order, of the mean loss over batches.
 
     The model is in the mode that it is to have. Products are computed in the parameters' own precision.
     """
     import torch
-    import torch.nn.functional as F
 
     images = sum(len(labels) for _, labels in batches)
     sizes = [p.numel() for p in parameters]
@@ -113,7 +113,7 @@ def hessian_product(model, batches, parameters: list) -> Callable:
         total = torch.zeros_like(vector)
         for x, y in batches:
             with torch.enable_grad():
-                loss = F.cross_entropy(model(x), y, reduction="sum") / images
+                loss = criterion(model(x), y, reduction="sum") / images
                 first = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
                 second = torch.autograd.grad(first, parameters, parts, materialize_grads=True)
             total += torch.cat([s.reshape(-1) for s in second])
@@ -156,7 +156,9 @@ def lanczos(product: Callable, start, iterations: int, each: Callable[[int], Non
     return np.stack([eigenvalues, vectors[0] ** 2, np.maximum(np.abs(beside[-1] * vectors[-1]), rounding)])
 
 
-def spectra(model, images, labels, grid: Grid, each: Callable[[int], None], done: int) -> Iterable[tuple[float, ...]]:
+def spectra(
+    model, images, labels, grid: Grid, each: Callable[[int], None], done: int, criterion: Callable = cross_entropy
+) -> Iterable[tuple[float, ...]]:
     """The rows of a sharpness file after the first `done`: eigenvalue, weight, residual.
 
     each: is told the number of products, those of all vectors together, after each.
@@ -167,7 +169,7 @@ def spectra(model, images, labels, grid: Grid, each: Callable[[int], None], done
 
     set_mode(model, grid.mode)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    product = hessian_product(model, in_batches(images, labels, BATCH), parameters)
+    product = hessian_product(model, in_batches(images, labels, BATCH), parameters, criterion)
     generator = torch.Generator().manual_seed(grid.seed)
     starts = [torch.randn(sum(p.numel() for p in parameters), generator=generator) for _ in range(grid.vectors)]
     begun = done // grid.iterations

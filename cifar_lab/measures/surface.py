@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cifar_lab.losses import cross_entropy
 from cifar_lab.run_folder import measured
 
 BATCH = 128  # images per forward pass, at most: the fastest on a CPU
@@ -56,7 +57,7 @@ class Surface:
 
     grid: Grid
     weights_sha256: str
-    losses: np.ndarray  # (n,) nats, of the first n grid points
+    losses: np.ndarray  # (n,) of the first n grid points
 
     @property
     def complete(self) -> bool:
@@ -115,8 +116,10 @@ def direction(parameters: Iterable, generator) -> list:
     return result
 
 
-def grid_losses(model, images, labels, grid: Grid, done: int = 0) -> Iterable[float]:
-    """The mean cross-entropy (nats) at each grid point in the file's order, without the first `done`.
+def grid_losses(
+    model, images, labels, grid: Grid, done: int = 0, criterion: Callable = cross_entropy
+) -> Iterable[float]:  # fmt: skip
+    """The mean loss, one of `losses.LOSSES`, at each grid point in the file's order, without the first `done`.
 
     images (N, 3, 32, 32), labels (N,). Changes the model's weights. Dropout is off in both modes.
     """
@@ -124,11 +127,14 @@ def grid_losses(model, images, labels, grid: Grid, done: int = 0) -> Iterable[fl
 
     generator = torch.Generator().manual_seed(grid.seed)
     directions = [direction(model.parameters(), generator) for _ in range(2)]
-    return losses_at(model, images, labels, directions, grid.coordinates()[done:], grid.mode)
+    return losses_at(model, images, labels, directions, grid.coordinates()[done:], grid.mode, criterion)
 
 
-def losses_at(model, images, labels, directions: Sequence[Sequence], places: np.ndarray, mode: str) -> Iterable[float]:
-    """The mean cross-entropy (nats) at w + a d1 + b d2 for each (a, b) of places (n, 2), w the model's weights.
+def losses_at(
+    model, images, labels, directions: Sequence[Sequence], places: np.ndarray, mode: str,
+    criterion: Callable = cross_entropy,
+) -> Iterable[float]:  # fmt: skip
+    """The mean loss at w + a d1 + b d2 for each (a, b) of places (n, 2), w the model's weights.
 
     directions: d1 and d2, a tensor for each parameter, None if the parameter stays. Else as `grid_losses`.
     """
@@ -149,14 +155,17 @@ def losses_at(model, images, labels, directions: Sequence[Sequence], places: np.
         with torch.no_grad():
             for p, w, d1, d2 in moved:
                 p.copy_(w).add_(d1, alpha=a).add_(d2, alpha=b)
-        yield mean_loss(model, batches)
+        yield mean_loss(model, batches, criterion)
 
 
-def compute(file: Path, model, weights_sha256: str, images, labels, grid: Grid, each: Callable[[int], None]) -> None:
+def compute(
+    file: Path, model, weights_sha256: str, images, labels, grid: Grid, each: Callable[[int], None],
+    criterion: Callable = cross_entropy,
+) -> None:  # fmt: skip
     """Writes the rows that a surface file still lacks: `measured.compute`."""
 
     def rows(done: int) -> Iterable[tuple[float]]:
-        return ((loss,) for loss in grid_losses(model, images, labels, grid, done))
+        return ((loss,) for loss in grid_losses(model, images, labels, grid, done, criterion))
 
     measured.compute(file, layout(grid, weights_sha256), _layout_of, rows, each)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cifar_lab.figures import sets
-from cifar_lab.figures.curves import QUANTITIES
+from cifar_lab.figures.curves import QUANTITIES, quantity_label
 from cifar_lab.figures.sets import Series
 from cifar_lab.figures.style import Figures, looks
 from cifar_lab.measures.band import band, band_steps, default_window
@@ -67,12 +67,12 @@ def chart_data(runs: Sequence[Run], figures: Figures) -> tuple[dict[str, Any], s
         return [median(curve[np.isfinite(curve)], steps) for curve in (area.lower, area.upper)]
 
     content = {
-        "quantities": QUANTITIES,
+        "quantities": {name: quantity_label(name, runs) for name in QUANTITIES},
         "runs": [
             {
                 "steps": len(run.losses),
                 "diverged": run.diverged_at_step is not None,
-                "epochs": {name: list(map(_json_number, run.epochs[name].tolist())) for name in QUANTITIES},
+                "epochs": {name: list(map(_json_number, run.column(name).tolist())) for name in QUANTITIES},
             }
             for run in runs
         ],

@@ -82,7 +82,7 @@ def rows_of_runs(preset: str, runs: Sequence[Run]) -> list[tuple[str, ...]]:
     ordered += [run for run in runs if run not in ordered]
     rows = [("run", "epochs", "final (%)", "last (%)", "parameters", "seconds", "images/s", "device", "")]
     for run in ordered:
-        accuracy, summary = run.epochs["test_accuracy"], run.summary or {}
+        accuracy, summary = run.column("test_accuracy"), run.summary or {}
         whole = run.complete and run.diverged_at_step is None
         rows.append((
             f"{run.model}/{run.name}{' (published)' if run.published else ''}",
@@ -93,9 +93,17 @@ def rows_of_runs(preset: str, runs: Sequence[Run]) -> list[tuple[str, ...]]:
             _shown(summary.get("train_seconds"), ",.0f"),
             _shown(summary.get("images_per_second"), ",.0f"),
             run.environment["device"] or "not known",
-            run.state,
+            "; ".join([run.state] * bool(run.state) + _validated(run)),
         ))  # fmt: skip
     return rows
+
+
+def _validated(run: Run) -> list[str]:
+    """What a run's accuracies are of, if not of the test images, and its test accuracy."""
+    if run.held_out == "test":
+        return []
+    tested = (run.summary or {}).get("test_accuracy")
+    return ["on validation images", *([] if tested is None else [f"test accuracy {tested:.2f}%"])]
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -18,6 +18,7 @@ from cifar_lab.run_folder.tables import (
     PROBE_COLUMNS,
     PROBE_COLUMNS_NOT_FINITE,
     STEP_COLUMNS,
+    VALIDATED_COLUMNS,
     check_epochs,
     check_probes,
     read_predictions,
@@ -99,8 +100,22 @@ class Run:
         return self.epochs_planned * self.steps_per_epoch
 
     @property
+    def trained_images(self) -> int:
+        """How many images it is trained on."""
+        return self.settings["train_size"] - self.settings["validation_size"]
+
+    @property
+    def held_out(self) -> str:
+        """What its epochs are evaluated on: test, or validation images."""
+        return "validation" if self.settings["validation_size"] else "test"
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of epochs.csv by its usual name; with validation images, theirs for that of the test images."""
+        return self.epochs[name.replace("test", self.held_out)]
+
+    @property
     def final_accuracy(self) -> float | None:
-        return final_accuracy(self.epochs["test_accuracy"])
+        return final_accuracy(self.column("test_accuracy"))
 
 
 def final_epochs(epochs: int) -> int:
@@ -108,9 +123,9 @@ def final_epochs(epochs: int) -> int:
     return min(epochs, max(3, epochs // 10))
 
 
-def final_accuracy(test_accuracy: Sequence[float] | np.ndarray) -> float | None:
-    """Mean over the last tenth of the epochs, at least the last three, in the unit of `test_accuracy` (E,)."""
-    return float(np.mean(test_accuracy[-final_epochs(len(test_accuracy)) :])) if len(test_accuracy) else None
+def final_accuracy(accuracy: Sequence[float] | np.ndarray) -> float | None:
+    """Mean over the last tenth of the epochs, at least the last three, in the unit of `accuracy` (E,)."""
+    return float(np.mean(accuracy[-final_epochs(len(accuracy)) :])) if len(accuracy) else None
 
 
 def find_run_folders(root: str | Path, preset: str | None = None) -> list[Path]:
@@ -202,7 +217,9 @@ def read_run(folder: str | Path) -> Run:
     # A probe has at most ten rows a step, of at most 200 bytes.
     steps_planned = config["epochs"] * RunConfig(**config["settings"]).steps_per_epoch
     largest = min(LARGEST_TABLE, 2_000 * steps_planned + (1 << 20))
-    epochs = read_table(folder / "epochs.csv", EPOCH_COLUMNS, complete, largest=largest)
+    validated = bool(config["settings"]["validation_size"])
+    columns = VALIDATED_COLUMNS if validated else EPOCH_COLUMNS
+    epochs = read_table(folder / "epochs.csv", columns, complete, largest=largest)
     steps = read_table(folder / "steps.csv", STEP_COLUMNS, complete, largest=largest)
     probes = None
     if (folder / "probes.csv").exists():
@@ -217,8 +234,10 @@ def read_run(folder: str | Path) -> Run:
     check_epochs(folder / "epochs.csv", epochs)
     right = None
     if summary and summary["diverged_at_step"] is None and len(epochs["epoch"]) and (folder / PREDICTIONS).exists():
-        images, accuracy = config["settings"]["test_size"], float(epochs["test_accuracy"][-1])
-        right = read_predictions(folder / PREDICTIONS, images, accuracy)
+        accuracy = summary["test_accuracy"] if validated else float(epochs["test_accuracy"][-1])
+        source = "summary.json" if validated else "epochs.csv"
+        if accuracy is not None:
+            right = read_predictions(folder / PREDICTIONS, config["settings"]["test_size"], accuracy, source)
     return Run(
         folder=folder, preset=config["preset"], settings=config["settings"], network=config["network"],
         epochs_planned=config["epochs"], environment=config["environment"],

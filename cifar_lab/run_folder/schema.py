@@ -6,13 +6,16 @@ A file that is not exactly what a run writes raises `RunFileError`, which names 
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cifar_lab.activations import ACTIVATIONS
+from cifar_lab.losses import LOSSES
 from cifar_lab.run_folder.files import read_regular
-from cifar_lab.settings import ALL_PRESETS, MOST_CLASSES, OPTION, RunConfig
+from cifar_lab.schedules import SCHEDULES
+from cifar_lab.settings import ALL_PRESETS, AUGMENTS, MOST_CLASSES, OPTION, RunConfig
 
 SCHEMA = 2  # since 2, config.json names the network's script, label and fingerprint
 LARGEST_TEXT = 1 << 24  # bytes of a JSON file
@@ -76,6 +79,10 @@ def a_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:300]
 
 
+def _one_of(names: Collection[str]) -> Kind:
+    return _kind(lambda value: _TEXT(value) in names, f"one of {', '.join(names)}")
+
+
 _TEXT = _kind(lambda value: isinstance(value, str) and value.isprintable(), "a line of text")
 _BOOLEAN = _kind(lambda value: isinstance(value, bool), "true or false")
 _MAPPING = _kind(lambda value: isinstance(value, dict), "a JSON object")
@@ -96,6 +103,8 @@ def _options(value: Any) -> dict[str, Any]:
 _SETTINGS = {f.name: {str: _TEXT, bool: _BOOLEAN, int: _integer(0), float: _real()}.get(f.type, _options)
              for f in fields(RunConfig)}  # fmt: skip
 _SETTINGS["width"] = _or_none(_real(0, 8))
+_SETTINGS |= {"activation": _one_of(ACTIVATIONS), "loss": _one_of(LOSSES), "schedule": _one_of(SCHEDULES)}
+_SETTINGS |= {"augment": _one_of(AUGMENTS), "warmup": _real(0, 1e6)}
 _SETTINGS |= dict.fromkeys(("batch_size", "train_size", "test_size"), _integer(1))
 _SETTINGS["classes"] = _kind(lambda value: _integer(2)(value) <= MOST_CLASSES, f"an integer from 2 to {MOST_CLASSES}")
 _SETTINGS["dataset"] = _form(OPTION, "the name of a data set")
@@ -112,7 +121,8 @@ _ENVIRONMENT = {
 _SUMMARY = {
     "epochs": _integer(0), "steps": _integer(0), "parameters": _integer(1), "train_seconds": _real(0, math.inf),
     "diverged_at_step": _or_none(_integer(1)),
-    **dict.fromkeys(("final_accuracy", "last_accuracy", "best_accuracy_selected_on_test"), _or_none(_real(0, 100))),
+    **dict.fromkeys(("final_accuracy", "last_accuracy", "best_accuracy_selected_on_test",
+                     "best_accuracy_selected_on_validation", "test_accuracy"), _or_none(_real(0, 100))),
     **dict.fromkeys(("test_seconds", "images_per_second", "flops_per_training_image", "tflops", "matmul_tflops",
                      "share_of_matmul_rate"), _or_none(_real(0, math.inf))),
 }  # fmt: skip
@@ -135,9 +145,14 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     A run from before there was width transfer was trained without; at width 1 that is the same. One from before there
     was another setting was trained with that one's default.
     """
-    later = ("bias_decay", "seed_per_rate", "dataset", "classes", "data_digest")
-    later = {name: getattr(RunConfig, name) for name in later}
-    return {"width_transfer": settings.get("width", RunConfig.width) in (None, 1), **later, **settings}
+    later = (
+        "activation", "loss", "schedule", "warmup", "schedule_epochs", "bias_decay", "seed_per_rate", "validation_size",
+        "dataset", "classes", "data_digest",
+    )  # fmt: skip
+    found = {name: getattr(RunConfig, name) for name in later} | dict(settings)
+    if isinstance(found.get("augment"), bool):  # while there was one augmentation
+        found["augment"] = "report" if found["augment"] else "none"
+    return {"width_transfer": found.get("width", RunConfig.width) in (None, 1), **found}
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -151,9 +166,9 @@ def check_config(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     if config.get("schema") != SCHEMA or isinstance(config["schema"], bool):
         raise RunFileError(path, f"schema is not {SCHEMA}, the one this version reads")
     config = {"earlier_environments": [], "width_factors": []} | config
-    presets = _kind(lambda value: _TEXT(value) in ALL_PRESETS, f"one of {', '.join(ALL_PRESETS)}")
     config = _checked(path, config, {
-        "preset": presets, "epochs": _integer(1), "settings": _MAPPING, "network": _MAPPING, "environment": _MAPPING,
+        "preset": _one_of(ALL_PRESETS), "epochs": _integer(1), "settings": _MAPPING, "network": _MAPPING,
+        "environment": _MAPPING,
         **dict.fromkeys(
             ("earlier_environments", "width_factors"), lambda value: [_MAPPING(entry) for entry in _LIST(value)]
         ),
@@ -164,8 +179,11 @@ def check_config(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     if "model" not in given:
         raise RunFileError(path, "setting 'model' is missing")
     settings = _checked(path, given, {name: _SETTINGS[name] for name in given})
+    settings = asdict(RunConfig(**settings))
+    if settings["validation_size"] >= settings["train_size"]:
+        raise RunFileError(path, "validation_size is not below train_size")
     return config | {
-        "settings": asdict(RunConfig(**settings)),
+        "settings": settings,
         "network": _checked(path, config["network"], _NETWORK),
         "environment": _checked(path, config["environment"], _ENVIRONMENT),
         "earlier_environments": [_checked(path, entry, _ENVIRONMENT) for entry in config["earlier_environments"]],

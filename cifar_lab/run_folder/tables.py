@@ -19,6 +19,7 @@ EPOCH_COLUMNS = (
     "epoch", "learning_rate", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "train_seconds",
     "images_per_second",
 )  # fmt: skip
+VALIDATED_COLUMNS = tuple(name.replace("test_", "validation_") for name in EPOCH_COLUMNS)  # with --validation-size
 STEP_COLUMNS = ("step", "loss")
 PROBE_COLUMNS = ("step", "eta", "loss", "grad_norm", "grad_change", "grad_cosine", "beta")
 # At a large step size the loss along the gradient may overflow while training itself stays finite.
@@ -106,10 +107,10 @@ def predictions_text(labels: np.ndarray, predictions: np.ndarray) -> str:
     return "".join("".join(line) + "\n" for line in lines)
 
 
-def read_predictions(path: Path, images: int, accuracy: float) -> np.ndarray:
+def read_predictions(path: Path, images: int, accuracy: float, source: str = "epochs.csv") -> np.ndarray:
     """Which of the test images the network got right, (images,) bool. Raises RunFileError.
 
-    accuracy: percent, of the last epoch in epochs.csv (three decimals), which the file must agree with.
+    accuracy: percent (three decimals at least), which the file must agree with. source: the file that it is from.
     """
     *lines, rest = read_bytes(path).decode("latin-1").replace("\r\n", "\n").split("\n")
     for number, line in enumerate(lines, start=1):
@@ -122,13 +123,13 @@ def read_predictions(path: Path, images: int, accuracy: float) -> np.ndarray:
     if len(right) != images:
         raise RunFileError(path, f"{len(right)} images instead of {images}")
     if abs(100 * right.mean() - accuracy) > 0.001:
-        raise RunFileError(path, f"{100 * right.mean():.3f}% right; epochs.csv says {accuracy:.3f}")
+        raise RunFileError(path, f"{100 * right.mean():.3f}% right; {source} says {accuracy:.3f}")
     return right
 
 
 def check_epochs(path: Path, epochs: dict[str, np.ndarray]) -> None:
     """Raises RunFileError if an accuracy is not a percentage."""
-    for name in ("train_accuracy", "test_accuracy"):
+    for name in (name for name in epochs if name.endswith("_accuracy")):
         bad = (epochs[name] < 0) | (epochs[name] > 100)
         if bad.any():
             row = int(bad.argmax())

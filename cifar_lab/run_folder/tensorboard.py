@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_lab.run_folder.files import read_regular
-from cifar_lab.run_folder.tables import EPOCH_COLUMNS, LARGEST_TABLE, STEP_COLUMNS
+from cifar_lab.run_folder.tables import LARGEST_TABLE
 
-COLUMNS = {"epochs.csv": EPOCH_COLUMNS, "steps.csv": STEP_COLUMNS}
+LOGS = ("epochs.csv", "steps.csv")
 FOLDER = "tensorboard"  # in the folder of a run that is trained with --log tensorboard
 
 
@@ -33,14 +33,17 @@ class Events:
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
         self._writer = SummaryWriter(str(folder))
-        for name in COLUMNS:
+        self._columns = {}
+        for name in LOGS:
             text = read_regular(logs / name, LARGEST_TABLE).decode()
             whole, _, _ = text.rpartition("\n")  # without half a last row
-            self.add(name, whole.splitlines()[1:])
+            header, *rows = whole.splitlines()
+            self._columns[name] = header.split(",")
+            self.add(name, rows)
 
     def add(self, name: str, rows: Sequence[str]) -> None:
         """Appends rows of the CSV file of that name."""
-        first, *columns = COLUMNS[name]
+        first, *columns = self._columns[name]
         for row in rows:
             at, *values = row.split(",")
             for column, value in zip(columns, values, strict=True):

@@ -29,6 +29,7 @@ from cifar_lab.run_folder.tables import (
     PREDICTIONS,
     PROBE_COLUMNS,
     STEP_COLUMNS,
+    VALIDATED_COLUMNS,
     predictions_text,
 )
 from cifar_lab.settings import RunConfig, differing, run_folder
@@ -106,6 +107,8 @@ class Recorder:
         # Told from others by a word of its own: a number of a process comes back, and a machine's name changes.
         self._own = {"pid": os.getpid(), "host": socket.gethostname(), "token": secrets.token_hex(16)}
         self._acquired = False
+        self.held_out = "validation" if config.validation_size else "test"  # what epochs are evaluated on
+        self._headers = HEADERS | ({"epochs.csv": VALIDATED_COLUMNS} if config.validation_size else {})
         self._logs = [name for name in HEADERS if name != "probes.csv" or config.probe_every]
 
     # --- Before training -----------------------------------------------------------------------------------------
@@ -248,7 +251,7 @@ class Recorder:
         files.write_text(config, json.dumps(content, indent=1) + "\n", self.check_held)
         for name in self._logs:
             if not (self.folder / name).exists():
-                files.write_text(self.folder / name, ",".join(HEADERS[name]) + "\n", self.check_held)
+                files.write_text(self.folder / name, ",".join(self._headers[name]) + "\n", self.check_held)
 
     def kept(self, epochs: int, steps: int, probed_up_to: int) -> dict[str, list[bytes]]:
         """The rows of each log up to a checkpoint. Raises FolderError if one holds less than the checkpoint."""
@@ -300,7 +303,7 @@ class Recorder:
 
     def _append(self, name: str, rows: list[str]) -> None:
         files.append(self.folder / name, "".join(row + "\n" for row in rows), self.check_held)
-        if self.events and name in tensorboard.COLUMNS:
+        if self.events and name in tensorboard.LOGS:
             self.events.add(name, rows)
 
     def append_steps(self, first: int, losses: np.ndarray) -> None:

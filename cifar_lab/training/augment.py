@@ -1,4 +1,4 @@
-"""The report's augmentation on whole batches, on the device: a sampling grid, then colors, each image its own draw.
+"""Augmentation of whole batches, on the device; the report's is a sampling grid, then colors, each image its own draw.
 
 The report composes torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter and RandomRotation on PIL images.
 Each operation here agrees with torchvision's functional one at the same parameters (tests/test_augment.py states the
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cifar_lab.data.datasets import Normalization
 from cifar_lab.settings import SIZE
+from cifar_lab.training.plan import PADDING
 
 HALF: Normalization = ((0.5,) * 3, (0.5,) * 3)
 GRAY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, in torchvision's rounding
@@ -114,11 +115,24 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(value.unsqueeze(1), chroma.unsqueeze(1), lacking, value=-1)
 
 
-def augment(images: Tensor, table: Tensor, by: Normalization = HALF) -> Tensor:
-    """One batch, augmented and normalized.
+def as_they_are(images: Tensor, table: Tensor, by: Normalization) -> Tensor:
+    """Only normalized."""
+    return normalize(to_unit(images), by)
 
-    images (B, 32, 32, 3) uint8; table (B, 10), rows of `EpochPlan.table`. Returns (B, 3, 32, 32), normalized.
-    """
+
+def flip_crop(images: Tensor, table: Tensor, by: Normalization) -> Tensor:
+    """Crops of the image's size at whole pixels, black beyond the image, mirrored if `flip` (He et al. 2016, section
+    4.2)."""
+    padded = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))  # (B, 40, 40, 3)
+    axis = torch.arange(SIZE, device=images.device)
+    rows = table[:, 0:1].long() + PADDING + axis  # (B, 32)
+    columns = table[:, 1:2].long() + PADDING + torch.where(table[:, 4:5] > 0, axis.flip(0), axis)
+    each = torch.arange(len(images), device=images.device).view(-1, 1, 1)
+    return normalize(to_unit(padded[each, rows.unsqueeze(2), columns.unsqueeze(1)]), by)
+
+
+def of_report(images: Tensor, table: Tensor, by: Normalization) -> Tensor:
+    """The report's crop, flip, rotation and colors."""
     crop, flip, angle, color = table[:, :4], table[:, 4], table[:, 5], table[:, 6:]
     images, covered = resample(to_unit(images), crop, flip, angle)
     images = brightness(images, color[:, 0])
@@ -126,3 +140,14 @@ def augment(images: Tensor, table: Tensor, by: Normalization = HALF) -> Tensor:
     images = saturation(images, color[:, 2])
     images = hue(images, color[:, 3])
     return normalize(images.mul_(covered), by)
+
+
+AUGMENTATIONS = {"none": as_they_are, "flip-crop": flip_crop, "report": of_report}  # by `settings.AUGMENTS`
+
+
+def augment(images: Tensor, table: Tensor, by: Normalization = HALF, kind: str = "report") -> Tensor:
+    """One batch, augmented and normalized.
+
+    images (B, 32, 32, 3) uint8; table (B, 10), rows of `EpochPlan.table`. Returns (B, 3, 32, 32), normalized.
+    """
+    return AUGMENTATIONS[kind](images, table, by)

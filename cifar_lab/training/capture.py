@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from cifar_lab.networks import Branches
+from cifar_lab.optimizers import OPTIMIZERS
 
 WARM_UP = 3  # steps before the capture: cuDNN chooses its algorithms, optimizers make their state
 
@@ -22,14 +23,15 @@ def _state(runs) -> list:
 def _restore(runs, saved: list) -> None:
     """Puts the state from before the warm-up back in place: the graph keeps addresses, so tensors are overwritten."""
     for run, (weights, optimizer) in zip(runs, saved, strict=True):
+        ones = OPTIMIZERS[run.config.optimizer].ones
         run.model.load_state_dict(weights)  # copies in place
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
         for i, parameter in enumerate(parameters):
             before = optimizer["state"].get(i, {})
             for name, tensor in run.optimizer.state[parameter].items():
                 if isinstance(tensor, torch.Tensor):
-                    # All of these optimizers start from zeros; SGD's first momentum is the gradient, as 0 * m + g is.
-                    tensor.copy_(before[name]) if name in before else tensor.zero_()
+                    # SGD's first momentum is the gradient, as 0 * m + g is.
+                    tensor.copy_(before[name]) if name in before else tensor.fill_(name in ones)
 
 
 def _concurrent_branches(runs, concurrent: bool) -> None:
@@ -73,7 +75,7 @@ def capture(
             main.wait_stream(stream)  # join
         advance()
 
-    kept = [*counters, *(tensor for run in runs for tensor in (run.losses, run.correct))]
+    kept = [*counters, *(tensor for run in runs for tensor in (run.losses, run.correct, *run.rates))]
     before = [tensor.clone() for tensor in kept]
     saved = _state(runs)
     failure: BaseException | None = None

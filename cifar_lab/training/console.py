@@ -19,22 +19,28 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def _held_out(results: list[tuple[str, dict]]) -> str:
+    return "validation" if "validation_accuracy" in results[0][1] else "test"
+
+
 def epoch_text(epoch: int, target: int, results: list[tuple[str, dict]]) -> str:
     """An epoch in a line. results: label of each run and what `TrainingRun.end_epoch` returned."""
+    name = _held_out(results)
     parts = [
         f"{label + ': ' if label else ''}loss {r['train_loss']:.3f}, accuracy {r['train_accuracy']:.1f}%, "
-        f"test accuracy {r['test_accuracy']:.2f}%"
+        f"{name} accuracy {r[f'{name}_accuracy']:.2f}%"
         for label, r in results
     ]
     return "; ".join([f"epoch {epoch}/{target}", *parts])
 
 
 def short_epoch_text(epoch: int, target: int, results: list[tuple[str, dict]], columns: int) -> str:
-    """The test accuracy of several runs after an epoch: a line, if the columns suffice. results: as above."""
+    """The accuracy of several runs after an epoch: a line, if the columns suffice. results: as above."""
+    name = _held_out(results)
     accuracies = ", ".join(
-        f"{label.removeprefix('lr ')} {r['test_accuracy']:.2f}".replace(" ", "\xa0") for label, r in results
+        f"{label.removeprefix('lr ')} {r[f'{name}_accuracy']:.2f}".replace(" ", "\xa0") for label, r in results
     )
-    lines = textwrap.wrap(f"epoch {epoch}/{target}: test accuracy {accuracies}%", max(20, columns - 2))
+    lines = textwrap.wrap(f"epoch {epoch}/{target}: {name} accuracy {accuracies}%", max(20, columns - 2))
     return "\n  ".join(lines).replace("\xa0", " ")  # a space within a pair is not where a line ends
 
 
@@ -44,7 +50,10 @@ def result_text(summary: dict) -> str:
     if summary["final_accuracy"] is not None:
         n = final_epochs(summary["epochs"])
         over = f"mean of the last {n} epochs" if n > 1 else "of one epoch"
-        words.append(f"final test accuracy {summary['final_accuracy']:.2f}% ({over})")
+        name = "validation" if "best_accuracy_selected_on_validation" in summary else "test"
+        words.append(f"final {name} accuracy {summary['final_accuracy']:.2f}% ({over})")
+    if "test_accuracy" in summary:
+        words.append(f"test accuracy {summary['test_accuracy']:.2f}%")
     if summary["images_per_second"]:
         words.append(f"{summary['images_per_second']:.0f} images/s, {summary['tflops']:.3g} TFLOP/s")
         words.append(f"{100 * summary['share_of_matmul_rate']:.0f}% of the matrix-product rate")

@@ -20,7 +20,7 @@ from cifar_lab.measures.evaluation import evaluate
 from cifar_lab.training.capture import capture
 from cifar_lab.training.console import Console, Stopped, StopSignals, Stopwatch, duration, result_text
 from cifar_lab.training.device import Device, matmul_rate
-from cifar_lab.training.loader import Loader
+from cifar_lab.training.loader import Batches, Loader
 from cifar_lab.training.run import TrainingRun
 from cifar_lab.training.threads import SideBySide, use
 from cifar_lab.training.turns import Turns
@@ -171,6 +171,7 @@ class Lockstep:
         graphs: dict[tuple[str, ...], torch.cuda.CUDAGraph | None] = {}
 
         def step(run: TrainingRun, images: Tensor, labels: Tensor, index: Tensor) -> None:
+            run.set_rates()
             loss, correct = training_step(run, images, labels)
             run.losses.index_copy_(0, index, loss.float().view(1))
             run.correct.index_copy_(0, index, correct.view(1))
@@ -221,7 +222,8 @@ class Lockstep:
         return update
 
     def evaluate(self, epoch: int) -> None:
-        """Test loss and accuracy of every run that has trained the epoch; writes its rows. Not training time."""
+        """Loss and accuracy, on test or validation images, of every run that has trained the epoch; writes its rows.
+        Not training time."""
         steps = self.loader.steps
         trained = [run for run in self.runs if run.at(epoch, steps)]
         if trained:
@@ -229,22 +231,23 @@ class Lockstep:
         trained = [run for run in trained if not run.ended]
         totals: dict[TrainingRun, tuple[Tensor, Tensor, Tensor]] = {}
         for run in trained:
-            self.side_by_side.start(run, partial(self._test, run, totals))
+            self.side_by_side.start(run, partial(self._test, run, totals, self.loader.held_out_batches()))
         self.side_by_side.wait()
         if len(totals) < len(trained):
             self._save(trained)
-        images = len(self.loader.test_labels)
+        images = len(self.loader.held_out_labels)
         tested = [totals[run] for run in trained]
         means = [(float(loss) / images, int(right.trace()) / images) for loss, right, _ in tested]  # the host waits
         passed = self._stopwatch.lap()
         ended = []
         for run, (loss, share_right), (*_, predictions) in zip(trained, means, tested, strict=True):
-            run.predictions = predictions
+            if not self.loader.validates:
+                run.predictions = predictions
             run.test_seconds += passed / len(trained)
             if np.isfinite(loss):
                 ended.append((run.label, run.end_epoch(loss, 100 * share_right)))
             else:
-                self._diverged(run, steps, "test loss")
+                self._diverged(run, steps, f"{run.recorder.held_out} loss")
         if ended:
             self._console.end_epoch(epoch, self._target, ended)
         for run in trained:
@@ -295,14 +298,16 @@ class Lockstep:
             if not finite.all():
                 self._diverged(run, int(np.argmin(finite)), "training loss")
 
-    def _test(self, run: TrainingRun, totals: dict[TrainingRun, tuple[Tensor, Tensor, Tensor]]) -> None:
-        """Puts the sum of the test losses, the confusion matrix and the predictions, on the device, into `totals`.
+    def _test(
+        self, run: TrainingRun, totals: dict[TrainingRun, tuple[Tensor, Tensor, Tensor]], images: Batches
+    ) -> None:  # fmt: skip
+        """Puts the sum of the losses, the confusion matrix and the predictions, on the device, into `totals`.
 
         Stops between batches if a signal has come, and then puts nothing there.
         """
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for batch in self.loader.test_batches():
+            for batch in images:
                 if self._stop.received is not None:
                     raise _EvaluationStopped
                 if self.side_by_side.workers == 1:
@@ -311,7 +316,7 @@ class Lockstep:
 
         run.model.eval()
         with suppress(_EvaluationStopped):
-            totals[run] = evaluate(run.forward, batches())
+            totals[run] = evaluate(run.forward, batches(), run.loss)
         run.model.train()
 
     def _diverged(self, run: TrainingRun, index: int, which: str) -> None:
@@ -323,6 +328,15 @@ class Lockstep:
 
     def _finish(self, run: TrainingRun, diverged_at_step: int | None = None) -> None:
         use(self.device.threads)
+        if self.loader.validates and diverged_at_step is None:  # only now: nothing can be chosen by it
+            totals: dict[TrainingRun, tuple[Tensor, Tensor, Tensor]] = {}
+            self._test(run, totals, self.loader.test_batches())
+            if not totals:
+                self._save(self.runs)  # and the program ends
+            loss, confusion, run.predictions = totals[run]
+            images = len(self.loader.test_labels)
+            run.tested = float(loss) / images, 100 * int(confusion.trace()) / images  # the host waits
+            run.test_seconds += self._stopwatch.lap()
         summary = run.finish(matmul_rate(self.device), diverged_at_step)
         self._console.say(run.prefix + result_text(summary))
 
@@ -353,8 +367,8 @@ class Lockstep:
             - index
             + self._later_groups * self.loader.steps * self._target
         )
-        # An evaluation is a forward pass, about a third of a training step, over the test images.
-        seconds = seconds_per_step * steps * (1 + len(self.loader.test_labels) / len(self.loader.images) / 3)
+        # An evaluation is a forward pass, about a third of a training step.
+        seconds = seconds_per_step * steps * (1 + len(self.loader.held_out_labels) / len(self.loader.images) / 3)
         self._console.say(f"about {duration(seconds)} to go, from the first {self._taken} steps")
         if seconds > 3600 and self.device.torch.type == "cpu":
             self._console.say("a GPU, or --preset quick (minutes) or --preset laptop (overnight), is faster")

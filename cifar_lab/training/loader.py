@@ -4,15 +4,19 @@ On a CPU that happens batch by batch, in cache. On a GPU an epoch's images are a
 75 kernels of the augmentation take as long for a hundred images as for thousands, and a step is left with a gather.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cifar_lab.data.cache import DataSet
 from cifar_lab.training.augment import augment, normalize, to_unit
 from cifar_lab.training.device import Device
-from cifar_lab.training.plan import SIZE, epoch_plan
+from cifar_lab.training.plan import SIZE, epoch_plan, held_out
+
+Batches = Iterator[tuple[Tensor, Tensor]]  # images (B, 3, 32, 32) in [-1, 1], labels (B,)
 
 AHEAD = 5_000  # images augmented at once on a GPU; the epoch's 50,000 take 0.6 GB in fp32
 
@@ -33,29 +37,41 @@ class Loader:
         batch_size: int,
         train_size: int,
         test_size: int,
-        augmented: bool,
+        validation_size: int = 0,
+        augment: str = "none",
     ) -> None:
-        def resident(array, count):
-            return torch.from_numpy(array[:count]).to(device.torch)
+        """validation_size: of the training images, held out and not in the batches."""
 
+        def resident(array, chosen):
+            return torch.from_numpy(array[chosen]).to(device.torch)
+
+        trained: slice | np.ndarray = slice(train_size)  # of the data set's training images
+        if validation_size:
+            validation = held_out(seed, data.train_labels[:train_size], validation_size)
+            trained = np.delete(np.arange(train_size), validation)
         self.device = device
         self.seed = seed
         self.batch_size = batch_size
-        self.augmented = augmented
+        self.augment = augment
         self._normalization = data.normalization
-        self.images = resident(data.train_images, train_size)  # (N, 32, 32, 3) uint8
-        self.labels = resident(data.train_labels, train_size).long()  # (N,)
-        self.test_images = resident(data.test_images, test_size)
-        self.test_labels = resident(data.test_labels, test_size).long()
+        self.images = resident(data.train_images, trained)  # (N, 32, 32, 3) uint8
+        self.labels = resident(data.train_labels, trained).long()  # (N,)
+        self.test_images = resident(data.test_images, slice(test_size))
+        self.test_labels = resident(data.test_labels, slice(test_size)).long()
+        self.validates = bool(validation_size)
+        # What each epoch is evaluated on: the images held out, without them the test images.
+        self.held_out_images, self.held_out_labels = self.test_images, self.test_labels
+        if validation_size:
+            self.held_out_images = resident(data.train_images, validation)
+            self.held_out_labels = resident(data.train_labels, validation).long()
         self.index = torch.zeros((), dtype=torch.int64, device=device.torch)
         self.step = torch.zeros((), dtype=torch.int64, device=device.torch)
-        self._order = torch.zeros(train_size, dtype=torch.int64, device=device.torch)
-        self._table = torch.zeros(train_size, 10, device=device.torch)  # rows of EpochPlan.table
+        n = len(self.images)
+        self._order = torch.zeros(n, dtype=torch.int64, device=device.torch)
+        self._table = torch.zeros(n, 10, device=device.torch)  # rows of EpochPlan.table
         self._offsets = torch.arange(batch_size, device=device.torch)
         gpu = device.torch.type != "cpu"
-        self._ahead = (
-            torch.zeros(train_size, SIZE, SIZE, 3, device=device.torch) if gpu else None
-        )  # in the epoch's order
+        self._ahead = torch.zeros(n, SIZE, SIZE, 3, device=device.torch) if gpu else None  # in the epoch's order
         # The next epoch's plan is drawn while this one trains: numpy lets go of the interpreter lock.
         self._planner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="epoch-plan")
         self._next_plan: tuple[int, Future] | None = None
@@ -70,7 +86,7 @@ class Loader:
         return min(self.batch_size, len(self.images) - step * self.batch_size)
 
     def _plan(self, epoch: int) -> tuple[Tensor, Tensor]:
-        plan = epoch_plan(self.seed, epoch, len(self.images), augment=self.augmented)
+        plan = epoch_plan(self.seed, epoch, len(self.images), augment=self.augment)
         return torch.from_numpy(plan.order), torch.from_numpy(plan.table())
 
     def start_epoch(self, epoch: int, step: int = 0) -> None:
@@ -89,9 +105,7 @@ class Loader:
     def _augmented(self, rows: Tensor) -> Tensor:
         """The images (B, 3, 32, 32) at the indices `rows` (B,) of the epoch's order."""
         images = self.images.index_select(0, self._order.index_select(0, rows))
-        if self.augmented:
-            return augment(images, self._table.index_select(0, rows), self._normalization)
-        return normalize(to_unit(images), self._normalization)
+        return augment(images, self._table.index_select(0, rows), self._normalization, self.augment)
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
         """The batch at `index`: images (size, 3, 32, 32), normalized, labels (size,). Reads nothing from the host."""
@@ -106,8 +120,15 @@ class Loader:
         self.index += 1
         self.step += 1
 
-    def test_batches(self):
+    def test_batches(self) -> Batches:
         """The test images in order, only normalized, with their labels."""
+        return self._in_order(self.test_images, self.test_labels)
+
+    def held_out_batches(self) -> Batches:
+        """The same of the images that an epoch is evaluated on."""
+        return self._in_order(self.held_out_images, self.held_out_labels)
+
+    def _in_order(self, images: Tensor, labels: Tensor) -> Batches:
         size = self.device.evaluation_batch
-        for images, labels in zip(self.test_images.split(size), self.test_labels.split(size), strict=True):
-            yield self.device.place(normalize(to_unit(images), self._normalization)), labels
+        for some, their_labels in zip(images.split(size), labels.split(size), strict=True):
+            yield self.device.place(normalize(to_unit(some), self._normalization)), their_labels

@@ -16,10 +16,11 @@ RATIO = (3 / 4, 4 / 3)  # aspect ratio of the crop, torchvision's default
 BRIGHTNESS = CONTRAST = SATURATION = 0.2  # factors are uniform in 1 +- this
 HUE = 0.1  # shift, uniform in +- this, as a share of the colour circle
 DEGREES = 10.0  # rotation, uniform in +- this
+PADDING = 4  # pixels that a crop of `flip-crop` reaches beyond the image, at most (He et al. 2016, section 4.2)
 CROP_TRIES = 10  # torchvision's: then the largest central crop within RATIO, here the whole image
 
 # Streams of a seed. A new kind of draw gets a new number, so that the existing ones keep their values.
-INITIALIZATION, ORDER, AUGMENTATION, DROPOUT, RATE = range(5)
+INITIALIZATION, ORDER, AUGMENTATION, DROPOUT, RATE, VALIDATION = range(6)
 
 
 def stream(seed: int, kind: int, epoch: int = 0) -> np.random.Generator:
@@ -39,6 +40,23 @@ def seed_of(config: RunConfig) -> int:
         return config.seed
     rate = int(np.float64(config.lr).view(np.uint64))
     return int(np.random.SeedSequence((config.seed, RATE, rate)).generate_state(1)[0])
+
+
+def held_out(seed: int, labels: np.ndarray, count: int) -> np.ndarray:
+    """Which training images are held out for validation: (count,) indices, in order, as many of each class.
+
+    labels: (N,) of all training images. If the count is no multiple of the number of classes, some classes, drawn too,
+    have one more. Raises ValueError if a class has too few.
+    """
+    rng = stream(seed, VALIDATION)
+    classes, there = np.unique(labels, return_counts=True)
+    of_each = np.full(len(classes), count // len(classes))
+    of_each[rng.permutation(len(classes))[: count % len(classes)]] += 1
+    most = -(-count // len(classes))
+    if most > there.min():
+        raise ValueError(f"that is {most} images of a class; of one, the {len(labels)} there are have {there.min()}")
+    drawn = [rng.choice(np.flatnonzero(labels == c), n, replace=False) for c, n in zip(classes, of_each, strict=True)]
+    return np.sort(np.concatenate(drawn))
 
 
 @dataclass(frozen=True)
@@ -72,15 +90,22 @@ def _crops(rng: np.random.Generator, n: int) -> np.ndarray:
     return crop
 
 
-def epoch_plan(seed: int, epoch: int, images: int, *, augment: bool = True) -> EpochPlan:
-    """The plan of an epoch (from 1) over `images` images; without `augment`, its parameters change nothing."""
+def epoch_plan(seed: int, epoch: int, images: int, *, augment: str = "report") -> EpochPlan:
+    """The plan of an epoch (from 1) over `images` images.
+
+    augment: one of `settings.AUGMENTS`. With `none` the parameters change nothing; with `flip-crop` the crop has the
+    image's size and may reach beyond it.
+    """
     order = stream(seed, ORDER, epoch).permutation(images)
-    if not augment:
-        crop = np.tile(np.array([0, 0, SIZE, SIZE], dtype=np.float32), (images, 1))
-        zeros = np.zeros(images, dtype=np.float32)
-        return EpochPlan(order, crop, zeros, zeros, np.tile(np.array([1, 1, 1, 0], dtype=np.float32), (images, 1)))
     rng = stream(seed, AUGMENTATION, epoch)
     flip = (rng.random(images) < 0.5).astype(np.float32)
+    if augment != "report":
+        crop = np.tile(np.array([0, 0, SIZE, SIZE], dtype=np.float32), (images, 1))
+        if augment == "flip-crop":
+            crop[:, :2] = rng.integers(-PADDING, PADDING + 1, (images, 2))
+        zeros = np.zeros(images, dtype=np.float32)
+        color = np.tile(np.array([1, 1, 1, 0], dtype=np.float32), (images, 1))
+        return EpochPlan(order, crop, flip if augment == "flip-crop" else zeros, zeros, color)
     angle = rng.uniform(-DEGREES, DEGREES, images).astype(np.float32)
     low = np.array([1 - BRIGHTNESS, 1 - CONTRAST, 1 - SATURATION, -HUE])
     high = np.array([1 + BRIGHTNESS, 1 + CONTRAST, 1 + SATURATION, HUE])

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cifar_lab.losses import LOSSES
 from cifar_lab.networks import Description, StepDropout, build
 from cifar_lab.optimizers import build_optimizer
 from cifar_lab.run_folder import checkpoint
 from cifar_lab.run_folder.reader import final_accuracy, read_run
 from cifar_lab.run_folder.validation import Form
 from cifar_lab.run_folder.writer import Recorder
+from cifar_lab.schedules import factors
 from cifar_lab.training.loader import Loader
 from cifar_lab.training.plan import DROPOUT, INITIALIZATION, seed_of, stream_seed
 from cifar_lab.training.position import Position
@@ -30,6 +32,7 @@ class TrainingRun:
         threads: of the CPU, that compute it."""
         self.config = recorder.config
         self.label = label
+        self.loss = LOSSES[self.config.loss].function
         self.recorder = recorder
         self.description = description
         self._loader = loader
@@ -50,6 +53,12 @@ class TrainingRun:
         groups = parameter_groups(self.config, self.model)
         self.optimizer = build_optimizer(self.config, groups, loader.device.torch)
         self._form = Form(self.config, description, self.model)
+        # With a schedule, the optimizer reads its learning rates from tensors, which each step sets on the device.
+        self._factors = factors(self.config, loader.steps)
+        self._factor_table = torch.tensor(self._factors, device=loader.device.torch)
+        self._full_rates = [group["lr"] for group in groups if self._factors]
+        self.rates = [torch.zeros((), device=loader.device.torch) for _ in self._full_rates]
+        self._hold_rates()
         self.width_factors = recorded(self.config, self.model)
         self.position = Position(loader.steps)
         self.ended = False
@@ -59,8 +68,9 @@ class TrainingRun:
         self.epoch_seconds = 0.0
         self.train_seconds = 0.0
         self.test_seconds = 0.0
-        self.test_accuracy: list[float] = []  # percent, one per epoch
+        self.accuracies: list[float] = []  # percent, one per epoch, on the test images or those for validation
         self.predictions: Tensor | None = None  # (test images,), of the latest evaluation, on the device
+        self.tested: tuple[float, float] | None = None  # with validation images: test loss, and accuracy in percent
         self.probes: list[tuple] = []
         self.probes_stopped_at: int | None = None
         self._saved_at: tuple[int, int] | None = None
@@ -73,6 +83,24 @@ class TrainingRun:
         """Tells the network how many steps were taken before the next one, where the loader's counter does not."""
         if self._step is not self._loader.step:
             self._step.fill_(taken)
+
+    def _hold_rates(self) -> None:
+        """Puts the tensors in the place of the optimizer's learning rates."""
+        for rate, group in zip(self.rates, self.optimizer.param_groups, strict=False):
+            rate.fill_(group["lr"])
+            group["lr"] = rate
+
+    def set_rates(self) -> None:
+        """Sets the learning rates of the next step. Reads nothing from the host, so that a graph can capture it."""
+        if self.rates:
+            factor = self._factor_table.take(self._step.clamp(max=len(self._factors) - 1))
+            for rate, full in zip(self.rates, self._full_rates, strict=True):
+                torch.mul(factor, full, out=rate)
+
+    def _learning_rate(self) -> float:
+        """Of the epoch's last step."""
+        step = (self.position.epochs + 1) * self._loader.steps - 1
+        return self.config.lr * (self._factors[min(step, len(self._factors) - 1)] if self._factors else 1.0)
 
     @property
     def prefix(self) -> str:
@@ -102,10 +130,11 @@ class TrainingRun:
 
     # --- The end of an epoch, and of the run ----------------------------------------------------------------------
 
-    def end_epoch(self, test_loss: float, test_accuracy: float) -> dict[str, float]:
-        """Writes the epoch's rows and moves the run on. Returns train_loss, train_accuracy and test_accuracy.
+    def end_epoch(self, loss: float, accuracy: float) -> dict[str, float]:
+        """Writes the epoch's rows and moves the run on. Returns train_loss, train_accuracy and test_accuracy, or
+        validation_accuracy.
 
-        Losses in nats, accuracies in percent.
+        loss, accuracy: on the test images or those for validation. Accuracies are in percent.
         """
         losses = self.losses.cpu().numpy()
         images = len(self._loader.images)
@@ -115,18 +144,19 @@ class TrainingRun:
         seconds = max(self.epoch_seconds, 1e-9)
         self.recorder.append_steps(self.position.epochs * len(losses) + 1, losses)
         self._flush_probes()
-        written_accuracy = f"{test_accuracy:.3f}"
+        written_accuracy = f"{accuracy:.3f}"
         self.recorder.append_epoch(
             [
-                self.position.epochs + 1, self.config.lr, f"{train_loss:.6f}", f"{train_accuracy:.3f}",
-                f"{test_loss:.6f}", written_accuracy, f"{seconds:.4f}", f"{images / seconds:.1f}",
+                self.position.epochs + 1, self._learning_rate(), f"{train_loss:.6f}", f"{train_accuracy:.3f}",
+                f"{loss:.6f}", written_accuracy, f"{seconds:.4f}", f"{images / seconds:.1f}",
             ]
         )  # fmt: skip
         self.position.end_epoch()
-        self.test_accuracy.append(float(written_accuracy))
+        self.accuracies.append(float(written_accuracy))
         self.train_seconds += self.epoch_seconds
         self.epoch_seconds = 0.0
-        return {"train_loss": train_loss, "train_accuracy": train_accuracy, "test_accuracy": test_accuracy}
+        held_out = self.recorder.held_out
+        return {"train_loss": train_loss, "train_accuracy": train_accuracy, f"{held_out}_accuracy": accuracy}
 
     def truncate_log(self, index: int) -> int:
         """Keeps the log up to before a step of the epoch (from 0), whose loss is not finite.
@@ -161,9 +191,10 @@ class TrainingRun:
         summary = {
             "epochs": epochs,
             "steps": steps,
-            "final_accuracy": final_accuracy(self.test_accuracy),
-            "last_accuracy": self.test_accuracy[-1] if self.test_accuracy else None,
-            "best_accuracy_selected_on_test": max(self.test_accuracy, default=None),
+            "final_accuracy": final_accuracy(self.accuracies),
+            "last_accuracy": self.accuracies[-1] if self.accuracies else None,
+            f"best_accuracy_selected_on_{self.recorder.held_out}": max(self.accuracies, default=None),
+            **({"test_loss": _or_none(self.tested[0]), "test_accuracy": self.tested[1]} if self.tested else {}),
             "diverged_at_step": diverged_at_step,
             **({"probes_stopped_at_step": self.probes_stopped_at} if self.probes_stopped_at else {}),
             "train_seconds": self.train_seconds,
@@ -203,11 +234,14 @@ class TrainingRun:
     def _state(self) -> dict[str, Any]:
         """The content of a checkpoint."""
         epochs, step = self.position.epochs, self.position.step
+        optimizer = self.optimizer.state_dict()
+        for group, full in zip(optimizer["param_groups"], self._full_rates, strict=False):
+            group["lr"] = full  # which that of a step follows from
         return {
             "config": asdict(self.config),
             "fingerprint": self.description.fingerprint,
             "model": {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "epochs": epochs,
             "step": step,
             "losses": self.losses[:step].cpu(),
@@ -232,6 +266,7 @@ class TrainingRun:
             for i, of in state["optimizer"]["state"].items()
         }
         self.optimizer.load_state_dict({"state": moments, "param_groups": own})
+        self._hold_rates()
         self.position.go_to(state["epochs"], state["step"])
         self.losses[: state["step"]] = state["losses"].to(self.losses.device)
         self.correct[: state["step"]] = state["correct"].to(self.correct.device)
@@ -252,8 +287,8 @@ class TrainingRun:
             warn(reason)
         self.recorder.truncate(begun.kept)
         if begun.state:
-            epochs = read_run(self.recorder.folder).epochs
-            self.test_accuracy = epochs["test_accuracy"][: self.position.epochs].tolist()
+            accuracies = read_run(self.recorder.folder).column("test_accuracy")
+            self.accuracies = accuracies[: self.position.epochs].tolist()
         if begun.passed_over:
             checkpoint.set_aside(self.recorder.folder, self.recorder.check_held)
         return bool(begun.state)
@@ -295,3 +330,8 @@ def check_continuation(description: Description, recorder: Recorder) -> None:
     with torch.random.fork_rng(devices=[]):
         model = build(recorder.config)
     continuation(recorder, Form(recorder.config, description, model))
+
+
+def _or_none(value: float) -> float | None:
+    """A number as JSON has them."""
+    return value if np.isfinite(value) else None

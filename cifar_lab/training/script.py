@@ -12,6 +12,7 @@ import torch
 
 from cifar_lab.data import cache
 from cifar_lab.data.datasets import Source
+from cifar_lab.losses import LOSSES
 from cifar_lab.measures.evaluation import evaluate
 from cifar_lab.networks import Description, NetworkError, build, describe, networks_of
 from cifar_lab.project import ROOT
@@ -24,7 +25,7 @@ from cifar_lab.training.console import Console, Stopped, StopSignals, counted
 from cifar_lab.training.device import Device, DeviceError, choose
 from cifar_lab.training.group import Lockstep
 from cifar_lab.training.loader import Loader
-from cifar_lab.training.plan import seed_of
+from cifar_lab.training.plan import held_out, seed_of
 from cifar_lab.training.run import TrainingRun, check_continuation
 from cifar_lab.training.threads import share
 
@@ -148,7 +149,7 @@ def open_group(
     """
     loader = Loader(
         data, device, seed=seed_of(opened[0].config), batch_size=settings.batch_size, train_size=settings.train_size,
-        test_size=settings.test_size, augmented=settings.augment,
+        test_size=settings.test_size, validation_size=settings.validation_size, augment=settings.augment,
     )  # fmt: skip
     described = environment(device.describe(), device.precision, data.sha256) | {
         "usual_precision": device.usual, "channels_last": device.channels_last, "cuda_graph": device.cuda_graph,
@@ -215,6 +216,10 @@ def load_data(settings: Settings, source: Source, classes: int) -> cache.DataSet
             raise cache.DataError(f"{flag} {asked}: the data set has {there} images")
     for labels in (data.train_labels[: settings.train_size], data.test_labels[: settings.test_size]):
         cache.check_labels(labels, classes)
+    try:
+        held_out(0, data.train_labels[: settings.train_size], settings.validation_size)
+    except ValueError as error:
+        raise cache.DataError(f"--validation-size {settings.validation_size}: {error}") from None
     return data
 
 
@@ -268,9 +273,10 @@ def evaluate_folder(settings: Settings) -> None:
             cache.check_labels(labels, classes)
     except cache.DataError as error:
         raise cache.DataError(f"{folder}: {error}") from None
-    loader = Loader(data, device, seed=0, batch_size=2, train_size=2, test_size=test_size, augmented=False)
+    loader = Loader(data, device, seed=0, batch_size=2, train_size=2, test_size=test_size)
     model = device.place(model)
-    loss, confusion, _ = evaluate(lambda images: device.forward(model, images), loader.test_batches())
+    criterion = LOSSES[config.loss].function
+    loss, confusion, _ = evaluate(lambda images: device.forward(model, images), loader.test_batches(), criterion)
     confusion = confusion.cpu().numpy()
     total = int(confusion.sum())
     position = f"epoch {state['epochs']}" + (f", step {state['step']} of the next" if state["step"] else "")

@@ -443,7 +443,7 @@ function stepsChart(root, numbers) {
   return new Chart(root, {
     unit: "step", bucket: content.bucket, curves: [...bands, ...series], seeds: seedsOf(series), logarithmic: true,
     views: [...views, { title: "The loss of every run", on: everyRun }],
-    quantities: { loss: "training loss (nats)" }, digits: three,
+    quantities: { loss: content.quantities.train_loss }, digits: three,
     parts: (curve, seed) => {
       const of = curve.runs[seed];
       if (!of) return [];
