@@ -10,12 +10,12 @@ Several optimizers, and for each of them several learning rates, are trained in 
 weights and see the same augmented batches in the same order. Every run has a folder of its own below results/.
 """
 
+import cifar_lab  # noqa: F401  first, see there
+
+# isort: split
 import sys
 from dataclasses import dataclass
 
-import cifar_lab  # noqa: F401  before PyTorch, see there
-
-# isort: split
 import torch
 from torch import Tensor, nn
 

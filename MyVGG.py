@@ -9,12 +9,12 @@ All learning rates, and optimizers, start from the same weights and see the same
 that the band between their losses shows what the learning rate does. Every run has a folder of its own below results/.
 """
 
+import cifar_lab  # noqa: F401  first, see there
+
+# isort: split
 import sys
 from dataclasses import dataclass
 
-import cifar_lab  # noqa: F401  before PyTorch, see there
-
-# isort: split
 from torch import Tensor, nn
 
 from cifar_lab.activations import build_activation, with_max_pool

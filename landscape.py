@@ -20,6 +20,9 @@
 6. The spectrum of the Hessian (Ghorbani et al. 2019, `cifar_lab/measures/sharpness.py`).
 """
 
+import cifar_lab  # noqa: F401  first, see there
+
+# isort: split
 import argparse
 import os
 import sys
@@ -31,18 +34,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import cifar_lab  # noqa: F401  before PyTorch, see there
-
-# isort: split
 import numpy as np
 from tqdm import tqdm
 
 from cifar_lab.data.cache import DataError, check_labels, of_run
+from cifar_lab.escape import terminal
 from cifar_lab.losses import LOSSES
 from cifar_lab.measures import line, sharpness, surface
 from cifar_lab.measures import path as trajectory
 from cifar_lab.measures.surface import weights_digest
-from cifar_lab.project import RESULTS
+from cifar_lab.program import fail, is_out_of_memory
+from cifar_lab.program import run as run_program
+from cifar_lab.project import RESULTS, command
 from cifar_lab.run_folder import measured
 from cifar_lab.run_folder.reader import Run, figures_folder, presets_in, read_given, read_run, read_runs, results_folder
 from cifar_lab.run_folder.schema import RunFileError
@@ -54,7 +57,6 @@ from cifar_lab.settings import (
     Settings,
     choice,
     device_name,
-    fail,
     figure_file,
     integer,
     path,
@@ -71,6 +73,7 @@ def parser() -> Parser:
     return p
 
 
+@np.errstate(all="ignore")  # what comes of logs with zeros or huge numbers is shown as it is
 def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit status, 1 if a file could not be read and the others were drawn."""
     if argv and argv[0] in COMMANDS:
@@ -87,8 +90,8 @@ def main(argv: list[str]) -> int:
         runs, errors = read_runs(results, preset)
         figures = kinds.draw(kinds.LANDSCAPE, results, preset, runs)
         print(*figures.lines(), sep="\n", end="\n" if figures.drawn else "")
-        for name, command in figures.missing:
-            print(f"{preset}: missing: {name}; to create it, run: {command}")
+        for name, create in figures.missing:
+            print(f"{preset}: missing: {terminal(name)}; to create it, run: {create}")
         unreadable += errors + figures.errors
     for error in unreadable:
         print(error, file=sys.stderr)
@@ -200,9 +203,8 @@ def runs_of(kind: str, options: argparse.Namespace, cls: type) -> tuple[dict[Pat
     try:
         for folder in map(Path, options.folders):
             if not os.path.isdir(folder):  # pathlib raises if a name is too long
-                raise RunFileError(
-                    folder, "there is no such run folder; to create one, run python MyVGG.py or python MyFramework.py"
-                )
+                create = " or ".join(map(command, ("MyVGG.py", "MyFramework.py")))
+                raise RunFileError(folder, f"there is no such run folder; to create one, run {create}")
             runs[folder] = read_run(folder)
         fewest = min(run.trained_images for run in runs.values())
         images = min(cls.images, fewest) if options.images is None else options.images
@@ -270,6 +272,8 @@ def measuring(kind: str, total: int, unit: str) -> Iterator[Callable[[int], None
     except RunFileError as error:
         fail(f"landscape.py {kind}: {error}", 1)
     except OSError as error:
+        if is_out_of_memory(error):
+            raise
         fail(f"landscape.py {kind}: {error.filename}: {error.strerror}; the same command continues later", 1)
 
 
@@ -452,9 +456,4 @@ COMMANDS = {
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        fail("landscape.py: interrupted", 130)
-    except OSError as error:
-        fail(f"landscape.py: {error.filename}: {error.strerror}", 1)
+    run_program(main, sys.argv[1:])

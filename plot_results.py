@@ -13,14 +13,21 @@ figure, every set that differs in nothing but the learning rate a band; those of
 what lacks runs is listed with the command that trains them. Runs may still be training.
 """
 
+import cifar_lab  # noqa: F401  first, see there
+
+# isort: split
 import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from cifar_lab.escape import shell, terminal
 from cifar_lab.figures import curves, kinds, sets
 from cifar_lab.figures.style import Figures
+from cifar_lab.program import complaint, fail, run
 from cifar_lab.project import RESULTS
 from cifar_lab.report import html_page, page, screening, screening_tables, table, verdict_tables, verdicts
 from cifar_lab.run_folder import files, tensorboard
@@ -34,7 +41,7 @@ from cifar_lab.run_folder.reader import (
     results_folder,
 )
 from cifar_lab.run_folder.schema import RunFileError
-from cifar_lab.settings import ALL_PRESETS, PAPER_PRESETS, PUBLISHED, Parser, choice, fail, figure_file, path
+from cifar_lab.settings import ALL_PRESETS, PAPER_PRESETS, PUBLISHED, Parser, choice, figure_file, path
 
 
 def parser() -> Parser:
@@ -54,6 +61,7 @@ def parser() -> Parser:
     return p
 
 
+@np.errstate(all="ignore")  # what comes of logs with zeros or huge numbers is shown as it is
 def main(argv: Sequence[str]) -> int:
     """Draws everything; returns the exit status, 1 if a file could not be read or written."""
     args = parser().parse_args(argv)
@@ -80,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
             if runs and not (args.table or args.to):
                 errors += plot_preset(results, preset, runs, errors)
         except OSError as error:
-            fail(f"plot_results.py: {error.filename or results / preset}: {error.strerror}", 1)
+            fail(f"plot_results.py: {complaint(error)}", 1)
         for error in errors:
             print(error, file=sys.stderr)
         every += runs
@@ -100,7 +108,8 @@ def of_runs(runs: Sequence[Run], args: Namespace) -> int:
             for run in runs:
                 source = PUBLISHED if run.published else ""
                 tensorboard.Events(Path(args.to[1], source, run.place), run.folder).close()
-            print(f"{args.to[1]}: {len(runs)} runs; to see them: tensorboard --logdir {args.to[1]}")
+            see = shell(["tensorboard", "--logdir", args.to[1]])
+            print(f"{args.to[1]}: {len(runs)} runs; to see them: {see}")
         if not (args.table or args.to):
             for run in runs:
                 if not run.epochs_done:
@@ -109,7 +118,7 @@ def of_runs(runs: Sequence[Run], args: Namespace) -> int:
             curves.draw_any(figures, figures_folder(runs[0]) / sets.file_stem("overview", runs), runs)
             print(*figures.lines(), sep="\n")
     except OSError as error:
-        fail(f"plot_results.py: {error.filename}: {error.strerror}", 1)
+        fail(f"plot_results.py: {complaint(error)}", 1)
     return 0
 
 
@@ -136,7 +145,7 @@ def plot_preset(results: Path, preset: str, runs: Sequence[Run], errors: Sequenc
     if others:
         print(f"  {others} with other settings than the preset's: not in the report's figures and verdicts")
     for name, command in figures.missing:
-        print(f"  missing: {name}: {command}")
+        print(f"  missing: {terminal(name)}: {command}")
     if judged:
         files.write_text(folder / "verdicts.csv", verdict_tables.to_csv(judged))
     for source, of_source in shown.items():
@@ -148,7 +157,4 @@ def plot_preset(results: Path, preset: str, runs: Sequence[Run], errors: Sequenc
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
+    run(main, sys.argv[1:])

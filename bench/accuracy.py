@@ -21,6 +21,7 @@ from bench import classic, ours, output, program
 from cifar_lab.data.cache import DataSet
 from cifar_lab.measures.evaluation import evaluate
 from cifar_lab.measures.statistics import t_quantile
+from cifar_lab.program import run
 from cifar_lab.run_folder.reader import final_accuracy
 from cifar_lab.settings import LARGEST_SEED, PRESETS, choice, integer
 from cifar_lab.training.device import choose
@@ -135,4 +136,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main, sys.argv[1:])

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 
 from bench import classic, ours, output, program, table, timing
 from cifar_lab.data.cache import DataSet
+from cifar_lab.program import run
 from cifar_lab.settings import choice, integer, real
 from cifar_lab.training.device import Device, measure_matmul_rate
 from cifar_lab.training.threads import use
@@ -214,4 +215,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main, sys.argv[1:])

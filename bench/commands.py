@@ -13,7 +13,6 @@ bench/results/<device>-commands.md and .json after every round.
 import csv
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -23,10 +22,11 @@ from argparse import Namespace
 from pathlib import Path
 
 from bench import ours, output, program, timing
-from cifar_lab import openmp
+from cifar_lab import escape, openmp
 from cifar_lab.networks import ROOT
+from cifar_lab.program import run
 from cifar_lab.run_folder.writer import commit_of
-from cifar_lab.settings import choice, integer, real
+from cifar_lab.settings import choice, folder, integer, real
 from cifar_lab.training.device import measure_matmul_rate
 from cifar_lab.training.script import description_of
 
@@ -199,7 +199,7 @@ def main(argv: list[str]) -> int:
     p.add_argument("--widths", nargs="+", default=[0.125, 0.25, 1.0], type=float, choices=tuple(IMAGES))
     p.add_argument("--modes", nargs="+", default=list(MODES), type=choice(*MODES))
     p.add_argument("--beside", nargs="+", default=["nothing"], type=choice(*BESIDE), help=", ".join(BESIDE))
-    p.add_argument("--against", nargs="+", type=Path, default=[], help="other checkouts")
+    p.add_argument("--against", nargs="+", type=folder, default=[], help="other checkouts")
     p.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="this checkout with it set")
     p.add_argument("--flags", nargs="+", default=[], help="more flags of the commands, without their dashes")
     p.add_argument("--rounds", type=integer(1, 100), default=3)
@@ -212,7 +212,7 @@ def main(argv: list[str]) -> int:
     named = variants(args)
     commits = {name: commit_of(checkout) for name, (checkout, _) in named.items()}
     about = output.described(device, data.name) | {
-        "command": shlex.join(["python", "-m", "bench.commands", *map(_without_folder, argv)]),
+        "command": escape.shell(["python", "-m", "bench.commands", *map(_without_folder, argv)]),
         "variants": ", ".join(f"{name} at {commit}" for name, commit in commits.items()),
     }
     records: list[dict] = []
@@ -240,4 +240,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main, sys.argv[1:])

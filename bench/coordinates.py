@@ -24,6 +24,7 @@ from bench import ours, output, program
 from cifar_lab.figures.style import plt, save, small_print
 from cifar_lab.networks import NETWORKS, StepDropout, build
 from cifar_lab.optimizers import OPTIMIZERS, build_optimizer
+from cifar_lab.program import run
 from cifar_lab.settings import LARGEST_SEED, RunConfig, choice, integer, number, real
 from cifar_lab.training.device import Device
 from cifar_lab.width import parameter_groups, scale_output
@@ -171,4 +172,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main, sys.argv[1:])

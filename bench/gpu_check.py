@@ -12,6 +12,7 @@ import sys
 import time
 
 from bench import output, program
+from cifar_lab.program import run
 from cifar_lab.settings import real
 
 RESERVE = 10  # seconds kept back for ending
@@ -74,4 +75,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main, sys.argv[1:])

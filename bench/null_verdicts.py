@@ -17,6 +17,7 @@ import numpy as np
 
 from cifar_lab.experiments import BN_BAND, PLAIN_BAND, config_of
 from cifar_lab.measures.statistics import FEWEST_SEEDS, MOST_SEEDS, clopper_pearson, student_tail
+from cifar_lab.program import run
 from cifar_lab.report.claims import CLAIMS, Claim
 from cifar_lab.report.effects import OPTIMIZERS
 from cifar_lab.report.verdicts import DEPENDS, REVERSED, SUPPORTED, Estimate, Verdict, decide, weigh_estimates
@@ -258,4 +259,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run(main, sys.argv[1:])

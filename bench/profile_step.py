@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench import ours, output, program
 from cifar_lab.data.cache import DataSet
+from cifar_lab.program import run
 from cifar_lab.settings import choice, integer, real
 
 
@@ -59,4 +60,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main, sys.argv[1:])

@@ -10,13 +10,13 @@ import time
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from bench.output import RESULTS
 from cifar_lab.data.cache import DataError, DataSet, load
-from cifar_lab.settings import DEVICES, PRECISIONS, Parser, Settings, choice, device_name, fail, path
+from cifar_lab.program import fail
+from cifar_lab.settings import DEVICES, PRECISIONS, Parser, Settings, choice, device_name, folder, path
 from cifar_lab.training.device import Device, DeviceError, choose
 
 KEPT_LINES = 60  # of a part's output
@@ -33,7 +33,7 @@ def parser(module: str, description: str) -> Parser:
     add("--precision", type=choice(*PRECISIONS), default="auto", help=", ".join(PRECISIONS))
     add("--data-dir", type=path, help="folder of CIFAR-10 (default: $CIFAR10_DIR, else data/)")
     add("--made-up-data", action="store_true", help="random images of the same number and size instead")
-    add("--output", type=Path, default=RESULTS, help="folder of the result files (bench/results)")
+    add("--output", type=folder, default=RESULTS, help="folder of the result files (bench/results)")
     return p
 
 

@@ -16,6 +16,7 @@ from argparse import Namespace
 
 from bench import ours, output, program, timing
 from cifar_lab.experiments import EXPERIMENTS, Experiment
+from cifar_lab.program import run
 from cifar_lab.settings import integer, real
 from cifar_lab.training.device import measure_matmul_rate
 
@@ -152,4 +153,4 @@ def measure(number: int, argv: list[str], limit: float) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main, sys.argv[1:])

@@ -19,6 +19,7 @@ import torch
 import MyVGG
 from bench import ours, output, program, timing
 from cifar_lab.experiments import EXPERIMENTS, Experiment
+from cifar_lab.program import run
 from cifar_lab.run_folder.reader import read_run
 from cifar_lab.settings import Settings, choice, integer, real
 from cifar_lab.training.device import Device
@@ -177,4 +178,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main, sys.argv[1:])

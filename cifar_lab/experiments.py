@@ -4,13 +4,13 @@ An experiment is one command and the runs that it trains in lockstep. A run here
 seeds it has a folder for each.
 """
 
-import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from cifar_lab import project
 from cifar_lab.settings import ALL_PRESETS, PAPER_PRESETS, RunConfig, number, preset_defaults, run_folder, training_root
 
 LEARNING_RATES = (1e-3, 1e-4, 5e-4, 5e-5)
@@ -60,22 +60,21 @@ class Experiment:
         own = ALL_PRESETS[preset]["epochs"]
         return max(3, round(own / 10)) if self.short else own
 
-    def command(self, preset: str = "report", seeds: tuple[int, ...] = (0,), results: str | Path = "results") -> str:
+    def command(
+        self, preset: str = "report", seeds: tuple[int, ...] = (0,), results: str | Path = project.RESULTS
+    ) -> str:
         """The command line, as a user types it."""
-        results = training_root(results)
         given = dict(self.flags)
         given |= {"preset": preset} if preset != "report" else {}
         given |= {"epochs": self.epochs_at(preset)} if preset == "report" or self.short else {}
         given |= {"width": self.wider * _preset_width(preset)} if self.wider != 1 else {}
         given |= {"seed": seeds} if seeds != (0,) else {}
-        words = ["python", self.script]
+        words: list[str] = []
         for name, value in given.items():
             values = value if isinstance(value, tuple) else () if isinstance(value, bool) else (value,)
             words.append(f"--{'no-' if value is False else ''}{name.replace('_', '-')}")
             words += map(word, values)
-        if results != Path("results"):
-            words += ["--results", shlex.quote(str(results))]
-        return " ".join(words)
+        return project.command(self.script, *words, results=training_root(results))
 
 
 def word(value: Any) -> str:
@@ -162,6 +161,6 @@ def experiments_of(names: Collection[str], preset: str) -> list[Experiment]:
     return [e.only(names) for e in known_experiments(preset) if set(e.names) & set(names)]
 
 
-def command_for(run: str, preset: str, seeds: tuple[int, ...] = (0,), results: str | Path = "results") -> str:
+def command_for(run: str, preset: str, seeds: tuple[int, ...] = (0,), results: str | Path = project.RESULTS) -> str:
     """The command that trains the named run."""
     return next(e for e in known_experiments(preset) if run in e.names).command(preset, seeds, results)

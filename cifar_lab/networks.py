@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cifar_lab.activations import ACTIVATIONS
+from cifar_lab.program import is_out_of_memory
 from cifar_lab.project import ROOT
 from cifar_lab.settings import CHOICES, SHORT, SIZE, RunConfig, Settings
 
@@ -132,6 +133,8 @@ def find_network(name: str, script: str, file: str | Path | None = None) -> Netw
         except SystemExit:
             raise NetworkError(f"{path}: ends the program when it is imported (is there a __main__ guard?)") from None
         except Exception as error:  # a user's file can raise anything
+            if is_out_of_memory(error):
+                raise
             raise NetworkError(f"{path}: cannot be imported ({type(error).__name__}: {error})") from None
     if name not in NETWORKS:
         raise NetworkError(f"{path}: defines no network {name}")
@@ -165,6 +168,8 @@ def describe(model: nn.Module, classes: int = RunConfig.classes) -> Description:
         except Exception:  # values are needed: data-dependent control flow, constants of its own
             records = [_passes(copy.deepcopy(model), classes) for _ in range(2)]
     except Exception as error:  # a user's network can raise anything
+        if is_out_of_memory(error):
+            raise
         why = " ".join(str(error).split()) or type(error).__name__
         raise NetworkError(f"the network cannot be run on two images: {why}") from None
     if records[0] != records[1]:

@@ -23,7 +23,9 @@ from pathlib import Path
 
 from cifar_lab.experiments import experiments, experiments_of, folder_of
 from cifar_lab.measures.statistics import FEWEST_SEEDS, MOST_SEEDS
-from cifar_lab.project import RESULTS, ROOT
+from cifar_lab.program import STOP_SIGNALS, handling
+from cifar_lab.program import run as run_program
+from cifar_lab.project import RESULTS, ROOT, command
 from cifar_lab.report.claims import CLAIMS, Claim
 from cifar_lab.report.screening import Design
 from cifar_lab.report.verdicts import Verdict, open_claims
@@ -34,7 +36,7 @@ from cifar_lab.settings import ALL_PRESETS, LARGEST_SEED, PAPER_PRESETS, Parser,
 
 # The surfaces that are drawn side by side at the end of a preset: runs, points per side, images.
 SURFACE_RUNS = ("vgg_a_lr0.001", "vgg_a_bn_lr0.001")
-INTERRUPTED, STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+INTERRUPTED, STOPPED, *LATER = (128 + number for number in STOP_SIGNALS)  # exit statuses of a stopped script
 SURFACES = {"quick": ("11", "512"), "laptop": ("25", "512"), "report": ("25", "2000")}
 Stage = tuple[str, list[str]]  # what is said before, and commands
 
@@ -45,8 +47,8 @@ def commands(preset: str, seeds: tuple[int, ...], results: str) -> list[str]:
     if preset not in SURFACES:
         return training
     points, images = SURFACES[preset]
-    folders = " ".join(shlex.quote(str(folder)) for folder in surface_folders(preset, seeds, results))
-    return [*training, f"python landscape.py surface {folders} --points {points} --images {images}"]
+    folders = surface_folders(preset, seeds, results)
+    return [*training, command("landscape.py", "surface", *folders, "--points", points, "--images", images)]
 
 
 def surface_folders(preset: str, seeds: tuple[int, ...], results: str) -> list[Path]:
@@ -71,18 +73,18 @@ def run_all(stages: Iterable[Stage], without: Callable[[], list[Path]]) -> int:
     for said, listed in stages:
         if said:
             print(said, flush=True)
-        for number, command in enumerate(listed, start=1):
-            print(f"[{number}/{len(listed)}] {command}", flush=True)
-            if " surface " in command and (missing := without()):
+        for number, line in enumerate(listed, start=1):
+            print(f"[{number}/{len(listed)}] {line}", flush=True)
+            if " surface " in line and (missing := without()):
                 print(f"left out: {missing[0]} is complete, but its checkpoint is not here", flush=True)
-            elif status := run(command):
+            elif status := run(line):
                 return status
     return 0
 
 
-def run(command: str) -> int:
+def run(line: str) -> int:
     """Runs one command as a shell would, but in this process, which has loaded PyTorch. Returns its exit status."""
-    _, script, *arguments = shlex.split(command)
+    _, script, *arguments = shlex.split(line)
     before, sys.argv = sys.argv, [script, *arguments]
     try:
         runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -182,28 +184,28 @@ def main(argv: list[str]) -> int:
         print(*(listed or [said]), sep="\n")
         return 0
     sys.path.insert(0, str(ROOT))
-    # A script in training takes SIGTERM as the wish to save and stop; between two of them it ends the list.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     alarm = threading.Timer(args.seconds or 0, signal.raise_signal, [signal.SIGTERM])
     alarm.daemon = True
     if args.seconds:
         alarm.start()
     start = time.monotonic()
-    try:
-        status = run_all(stages, lambda: without_weights(*chosen))
-    except SystemExit:
-        status = STOPPED
+    # A script in training takes them as the wish to save and stop; between two of them they end the list.
+    with handling(lambda number, _: sys.exit(128 + number), STOP_SIGNALS[1:]):
+        try:
+            status = run_all(stages, lambda: without_weights(*chosen))
+        except SystemExit as end:
+            status = end.code
     alarm.cancel()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if status == INTERRUPTED:
         return status
     minutes = (time.monotonic() - start) / 60
-    how = {0: "all commands done", STOPPED: "stopped"}.get(status, f"ended with status {status}")
+    how = f"ended with status {status}" if status else "all commands done"
+    how = "stopped" if status in (STOPPED, *LATER) else how
     print(f"{how} after {minutes:.1f} min", flush=True)
-    plotted = run(f"python plot_results.py {shlex.quote(args.results)} --preset {args.preset}")
+    plotted = run(command("plot_results.py", Path(args.results), "--preset", args.preset))
     in_time = status == STOPPED and args.seconds is not None  # as asked for
     return plotted if in_time else status or plotted
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main, sys.argv[1:])

@@ -6,20 +6,21 @@ not allowed ends the program with one line on standard error and status 2.
 """
 
 import argparse
-import hashlib
 import inspect
 import math
+import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
 
+from cifar_lab import escape
 from cifar_lab.activations import ACTIVATIONS
 from cifar_lab.losses import LOSSES
 from cifar_lab.optimizers import OPTIMIZERS
+from cifar_lab.program import fail
 from cifar_lab.project import RESULTS
 from cifar_lab.schedules import SCHEDULES
 
@@ -86,15 +87,23 @@ def device_name(text: str) -> str:
 
 
 def path(text: str) -> str:
-    """A parser of a path: not empty, no NUL, and in UTF-8 (other bytes arrive as surrogates and cannot be printed)."""
+    """A parser of a path: not empty, no NUL, and in UTF-8 (other bytes arrive as surrogates and cannot be printed).
+
+    A home folder (~) is looked up: shells do not, after `--results=` or in quotes.
+    """
     if not text or "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a path")
-    return text
+    return os.path.expanduser(text)
+
+
+def folder(text: str) -> Path:
+    """The same, as a Path."""
+    return Path(path(text))
 
 
 def figure_file(text: str) -> Path:
     """A parser of the name of a figure's file."""
-    file = Path(path(text))
+    file = folder(text)
     if file.suffix not in (".png", ".svg", ".pdf"):
         raise argparse.ArgumentTypeError(f"{text!r} does not end in .png, .svg or .pdf")
     return file
@@ -218,7 +227,6 @@ SHORT = {
     "dataset": "data",
 }
 CHOICES = ("width", "activation")  # settings of the networks whose builder has a parameter of that name
-LONGEST_NAME = 220  # of a run folder; file systems have 255 bytes, of which what lies beside it needs some
 OPTION = r"[\w.+-]{1,64}"  # what the value of a network's option can be
 AUTO_PRECISION = {"cuda": "bf16"}  # what auto is, for runs that do not say what it was; fp32 on the other devices
 
@@ -284,15 +292,17 @@ def run_name(config: RunConfig, preset: str, usual_precision: str | None = None)
     for short, value in named:
         shown = repr(value).removesuffix(".0") if isinstance(value, float) else value
         parts.append(short if isinstance(value, bool) else f"{short}{shown}")
-    name = "-".join(parts)
-    if len(name) > LONGEST_NAME:
-        return f"{name[: LONGEST_NAME - 13]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    return name
+    return escape.shortened("-".join(parts))
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The settings in which a run found on disk differs from the one asked for, as `name old -> new`."""
     return [f"{k} {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
+
+
+def above(folder: Path, levels: int) -> Path:
+    """The folder so many levels above another one, or the highest. Three above a run's folder is its results folder."""
+    return [folder, *folder.parents][: levels + 1][-1]
 
 
 def training_root(results: str | Path) -> Path:
@@ -314,6 +324,7 @@ class Settings:
 
     presets: ClassVar[dict[str, dict]] = PRESETS
     networks: ClassVar[Mapping[str, Any]] = {}  # those of the script, by name; set by `parse`
+    command: ClassVar[str] = ""  # the command line; set by `parse`
     choosing: ClassVar[tuple[str, ...]] = ("model", "bn")  # flags that do no more than choose the network
 
     preset: str = flag("report", "", metavar="NAME")
@@ -461,12 +472,6 @@ class Parser(argparse.ArgumentParser):
         fail(f"{self.prog}: {message.removeprefix('argument ')}")
 
 
-def fail(message: str, status: int = 2) -> NoReturn:
-    """Ends the program with one line on standard error."""
-    print(" ".join(str(message).split()), file=sys.stderr)
-    sys.exit(status)
-
-
 def parse(
     cls: type[Settings], argv: list[str], *, prog: str, description: str, networks: Mapping[str, Any]
 ) -> Settings:
@@ -476,7 +481,7 @@ def parse(
     status 2 on a value that is not allowed, and with status 0 after `--help`.
     """
     declared = inspect.get_annotations(cls) if cls is not Settings else {}
-    cls = type(cls.__name__, (cls,), {"networks": networks})
+    cls = type(cls.__name__, (cls,), {"networks": networks, "command": escape.shell(["python", prog, *argv])})
     parser = Parser(prog, description)
     options = {name: f for network in networks.values() for name, f in network.options.items()}
     own = parser.add_argument_group("flags of this script")

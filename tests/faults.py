@@ -190,6 +190,20 @@ class Faults:
             yield self
 
 
+class _Pause(Faults):
+    def meet(self, call: str, number: int, path: str, before: Callable[[], object] = lambda: None) -> None:
+        self.calls.append(call)
+        if len(self.calls) - 1 == self.at:
+            print("paused", flush=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def stop_at_call(number: int) -> None:
+    """Has this process stand still (SIGSTOP) before one of the calls through which it writes, counted from 0."""
+    trainings.with_small_network()
+    _Pause(number)().__enter__()
+
+
 def train_forked(argv: list[str], faults: Faults) -> int:
     """The exit status of the same in a process of its own, which may die."""
     process = os.fork()

@@ -272,8 +272,9 @@ def config_of_name(name: str, model: str, preset: str) -> RunConfig:
 @anything_goes
 def test_the_name_says_all_the_settings(config, preset):
     name = run_name(config, preset)
-    assert len(name) == 220 or config_of_name(name, config.model, preset) == config
-    assert name == name.casefold() and len(name) <= 220  # for file systems that fold case
+    assert len(name) >= 224 or config_of_name(name, config.model, preset) == config
+    # For file systems that fold case; with room for what stands around it in other names, so that a digest may end it.
+    assert name == name.casefold() and len(name) <= 224
 
 
 @given(run_configs, st.data(), st.sampled_from(list(ALL_PRESETS)))

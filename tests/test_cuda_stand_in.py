@@ -521,7 +521,7 @@ def two_signals() -> None:
 
 
 ENDS = {  # what ends a program, its exit status, and its last line
-    "out of memory": (out_of_memory, 1, "the device is out of memory, a smaller --batch-size helps (CUDA out of"),
+    "out of memory": (out_of_memory, 1, "out of memory (CUDA out of memory. Tried to allocate 20.00 MiB.); a smaller"),
     "two signals": (two_signals, 130, "stopped at once; the same command continues from the last checkpoint"),
 }
 

@@ -138,6 +138,14 @@ def write_archive(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     return write_tar(path, {f"{BATCHES}/batches.meta": b"", **files})
 
 
+def write_unpacked_archive(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    """As a browser leaves it that unpacks the .gz."""
+    packed = write_archive(path.with_suffix(".packed"), arrays)
+    path.write_bytes(gzip.decompress(packed.read_bytes()))
+    packed.unlink()
+    return path
+
+
 def write_npm_package(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     files = {"package/package.json": b"{}"}
     for name, (images, _) in parts(arrays).items():
@@ -289,9 +297,12 @@ def test_malformed_declaration_is_named(text, tmp_path, tiny):
 # --- Files that are already there ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("write", [write_batches, write_archive])
-def test_what_torchvision_left_becomes_the_cache(write, tmp_path, tiny):
-    path = write(tmp_path / (BATCHES if write is write_batches else ARCHIVE), tiny)
+@pytest.mark.parametrize(
+    "write, name",
+    [(write_batches, BATCHES), (write_archive, ARCHIVE), (write_unpacked_archive, "cifar-10-python.tar")],
+)
+def test_what_torchvision_left_becomes_the_cache(write, name, tmp_path, tiny):
+    path = write(tmp_path / name, tiny)
     handler = signal.getsignal(signal.SIGTERM)
     check(load(tmp_path, download=False), tiny)
     assert signal.getsignal(signal.SIGTERM) is handler
@@ -302,7 +313,13 @@ def test_what_torchvision_left_becomes_the_cache(write, tmp_path, tiny):
 
 @pytest.mark.parametrize(
     "write,name",
-    [(write_batches, BATCHES), (write_batches, "renamed"), (write_archive, ARCHIVE), (write_archive, "c.tgz")],
+    [
+        (write_batches, BATCHES),
+        (write_batches, "renamed"),
+        (write_archive, ARCHIVE),
+        (write_archive, "c.tgz"),
+        (write_unpacked_archive, "c.tar"),
+    ],
 )
 def test_data_dir_may_name_them(write, name, tmp_path, tiny):
     path = write(tmp_path / name, tiny)
@@ -597,9 +614,9 @@ def fetching(folder: Path) -> subprocess.Popen:
     """A process that fetches, with this test's sums and npm."""
     code = (
         "import json, sys; from dataclasses import replace; from cifar_lab.data import __main__\n"
-        "from cifar_lab.data.datasets import DATA_SETS\n"
+        "from cifar_lab.data.datasets import DATA_SETS; from cifar_lab.program import run\n"
         "DATA_SETS['cifar10'] = replace(DATA_SETS['cifar10'], sha256=json.loads(sys.argv.pop(1)), mirrors={})\n"
-        "sys.exit(__main__.main(sys.argv[1:]))"
+        "run(__main__.main, sys.argv[1:])"
     )
     command = [sys.executable, "-c", code, json.dumps(sums()), "--data-dir", str(folder)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -98,12 +98,20 @@ def test_a_diverged_run_is_missing_from_its_first_loss_that_is_not_finite(end):
 
 def test_one_curve_has_no_width_and_none_no_curve():
     b = band([[1.0, 2.0, 3.0], [2.0]], steps=5)
-    np.testing.assert_array_equal(b.width, [1, np.nan, np.nan, np.nan, np.nan])
-    np.testing.assert_array_equal(b.upper, [2, 2, 3, np.nan, np.nan])
-    assert b.runs - b.present[-1] == 2
+    np.testing.assert_array_equal(b.width, [1, np.nan, np.nan])  # of the five steps no run has logged the last two
+    np.testing.assert_array_equal(b.upper, [2, 2, 3])
+    assert (b.runs, b.present.tolist(), b.steps) == (2, [2, 1, 1], 5)
     nothing = band([[np.nan, 1.0]], steps=2)
     assert np.isnan(nothing.upper).all() and np.isnan(nothing.upper_median).all()
     assert np.isnan(spikes(nothing)) and settled_step(nothing) is None
+
+
+def test_memory_follows_the_logged_steps():
+    """Two networks' bands of which a billion steps are planned, and a few logged, the first one always wider."""
+    wide, narrow = (band([[2.0, 3.0], [1.0, 1.0, 2.0]], 10**9), band([[2.0, 2.0], [1.0, 1.5]], 10**9))
+    assert (len(wide.upper), wide.steps, settled_step(narrow, 5.0)) == (3, 10**9, None)
+    np.testing.assert_allclose(width_ratio(wide, narrow), [1, 2])
+    assert compare_bands(wide, narrow)["steps"] == 2
 
 
 def test_band_needs_runs_and_steps():
@@ -256,10 +264,10 @@ def test_the_scalars_equal_the_slow_ones(seed):
     windows = {"bn": naive.window(422), "plain": naive.window(307)}  # unless it is said, a run has twice the steps
     for name, at_each_step in slow.items():
         there = [losses for losses in at_each_step if losses]
-        gone = [np.nan] * (steps[name] - len(there))
+        gone = [np.nan] * (min(steps[name], max(map(len, curves[name]))) - len(there))
         np.testing.assert_array_equal(fast[name].upper, [max(losses) for losses in there] + gone)
         np.testing.assert_array_equal(fast[name].lower, [min(losses) for losses in there] + gone)
-        np.testing.assert_array_equal(fast[name].present, [len(losses) for losses in at_each_step])
+        np.testing.assert_array_equal(fast[name].present, [len(losses) for losses in at_each_step][: len(there + gone)])
         assert fast[name].window == windows[name]
         for curve, median in ((max, fast[name].upper_median), (min, fast[name].lower_median)):
             slow_median = naive.running_median([curve(losses) for losses in there], windows[name])
@@ -416,7 +424,8 @@ def test_command_line_draws_what_it_can_and_names_what_it_cannot_read(tmp_path):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and str(broken / "steps.csv") in done.stderr
     assert (tmp_path / "quick/figures/landscape.png").exists()
-    assert PLAIN_COMMAND.format(tmp_path) in done.stdout
+    there = PLAIN_COMMAND.format(tmp_path).replace("MyVGG.py", str(ROOT / "MyVGG.py"))  # typed in another folder
+    assert there in done.stdout
 
 
 BAND_WORDS = [["band"], ["band", "none"], ["band", ".", "--save", "figure.txt"]]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from made_up import write_csv, write_json, write_run
 
 from cifar_lab.experiments import config_of
+from cifar_lab.project import ROOT
 from cifar_lab.run_folder import reader
 from cifar_lab.run_folder.checkpoint import training_command
 from cifar_lab.run_folder.reader import Run, final_accuracy, find_run_folders, read_run, read_runs, report_runs
@@ -90,14 +91,15 @@ def test_a_run_that_diverged_in_its_first_epoch(tmp_path: Path):
 def test_the_command_that_trains_a_run_anew(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = {"command": "python MyVGG.py --lrs 1e-3 --results '/dev/shm/a b' --fresh --data-dir d"}
+    script = f"python {ROOT / 'MyVGG.py'}"  # to be typed in another folder than the project's
     for root, where in (("results", ""), ("mine", f"--results {tmp_path / 'mine'} ")):
         folder = write_run(tmp_path / root, "vgg_a_lr0.001")
-        assert training_command(folder, config) == f"python MyVGG.py --lrs 1e-3 {where}--fresh"
+        assert training_command(folder, config) == f"{script} --lrs 1e-3 {where}--fresh"
     with_equals = {"command": "python MyVGG.py --results=there --lrs 1e-3"}
-    assert training_command(folder, with_equals) == f"python MyVGG.py --lrs 1e-3 {where}--fresh"
+    assert training_command(folder, with_equals) == f"{script} --lrs 1e-3 {where}--fresh"
     monkeypatch.chdir("/")  # a folder called results that is not the default one here
     assert training_command(folder, config).count("--results") == 1
-    for text in ("", "python 'MyVGG.py"):
+    for text in ("", "python 'MyVGG.py", "python -c x", "python ../x.py", "rm -rf MyVGG.py"):  # not what a run writes
         assert training_command(folder, {"command": text}) == "training the run again with --fresh"
 
 
@@ -361,7 +363,11 @@ def test_an_integer_too_long_for_python(folder):
         ({"settings": None}, "settings is not a JSON object"),
         ({"settings": {"model": "inception", "lrs": 1}}, "unknown setting 'lrs'"),
         ({"settings": {}}, "setting 'model' is missing"),
-        ({"settings": {"model": "a\nb"}}, "model is not a line of text"),
+        ({"settings": {"model": "a\nb"}}, "model is not a word of letters, digits and _.+-"),
+        ({"settings": {"model": "../a"}}, "model is not a word of letters, digits and _.+-"),
+        ({"settings": {"model": "..", "optimizer": "adam"}}, "model is not a word of letters, digits and _.+-"),
+        ({"network": {"script": "a.py", "label": "x" * 101}}, "label is not a line of at most 100 characters"),
+        ({"environment": {"device": "x" * 301}}, "device is not a line of at most 300 characters"),
         ({"settings": {"model": "inception", "lr": "1"}}, "lr is not a finite number"),
         ({"settings": {"model": "inception", "lr": True}}, "lr is not a finite number"),
         ({"settings": {"model": "inception", "lr": 10**400}}, "lr is not a finite number"),

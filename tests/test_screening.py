@@ -18,6 +18,7 @@ from test_figures import plotted, texts
 import plot_results
 from cifar_lab import reproduce
 from cifar_lab.measures.screening import main_effects, plackett_burman
+from cifar_lab.project import ROOT
 from cifar_lab.report.claims import CLAIMS
 from cifar_lab.run_folder.reader import find_run_folders
 from cifar_lab.settings import RunConfig, run_folder
@@ -356,8 +357,9 @@ ROW_12 = (
 
 
 def listed(capsys, *words: str) -> list[str]:
+    """The commands, as they are typed in the project's folder."""
     assert reproduce.main([*words, "--list"]) == 0
-    return capsys.readouterr().out.splitlines()
+    return capsys.readouterr().out.replace(f"{ROOT}/", "").splitlines()
 
 
 def test_the_commands_of_the_rows(tmp_path, capsys, monkeypatch):

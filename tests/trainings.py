@@ -91,7 +91,7 @@ class Training:
     def output(self, stream: str) -> str:
         """What it has written so far, to `out` or `err`."""
         path = Path(self._output.name, stream)
-        return path.read_text(encoding="utf-8") if path.exists() else ""
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     def reaches(self, condition: Callable[[], Any]) -> bool:
         """Waits until a condition holds; False where the process ends before."""
@@ -102,12 +102,13 @@ class Training:
             time.sleep(0.002)
         return True
 
-    def wait(self) -> Ended:
+    def wait(self, patience: float = PATIENCE) -> Ended:
         """Waits for its end."""
-        self._process.join(PATIENCE)
+        self._process.join(patience)
         if self.running:
             self._process.kill()
-            raise AssertionError(f"still running after {PATIENCE} s: {self.output('out')[-500:]}")
+            self._process.join()
+            raise AssertionError(f"still running after {patience:g} s: {self.output('out')[-500:]}")
         ended = Ended(self._process.exitcode, self.output("out"), self.output("err"))
         self._output.cleanup()
         return ended

@@ -13,10 +13,8 @@ import hashlib
 import json
 import os
 import re
-import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +28,8 @@ import numpy as np
 from cifar_lab.data.datasets import DATA_SETS, Normalization, Source
 from cifar_lab.data.folder import image_folder
 from cifar_lab.data.sources import BATCH_FILES, KEYS, Arrays, DataError, naming
+from cifar_lab.escape import terminal
+from cifar_lab.program import STOP_SIGNALS, handling
 from cifar_lab.project import DATA
 from cifar_lab.run_folder.files import open_regular, read_regular, write_text, write_whole
 from cifar_lab.settings import OPTION, SIZE, RunConfig
@@ -63,7 +63,7 @@ class DataSet:
 
 def directory(data_dir: str | Path | None) -> Path:
     """The data directory."""
-    return Path(data_dir or os.environ.get("CIFAR10_DIR") or DATA)
+    return Path(os.path.expanduser(data_dir or os.environ.get("CIFAR10_DIR") or DATA))
 
 
 def find(dataset: str, data_dir: str | Path | None = None) -> Source:
@@ -97,14 +97,9 @@ def load(data_dir: str | Path | None = None, download: bool = True, source: Sour
                     return _verified({key: content[key] for key in KEYS}, source, sums, label)
         if label != source.label:
             raise DataError(f"{MANIFEST} declares {label}, but {cache.name} is missing")
-        if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        # They raise an exception, as Ctrl-C does, so that a download is stopped and its files are removed.
+        with handling(lambda number, frame: sys.exit(128 + number), STOP_SIGNALS[1:]):
             return _fetch(folder, source, download)
-        # SIGTERM raises an exception, as Ctrl-C does, so that a download is stopped and its files are removed.
-        before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-        try:
-            return _fetch(folder, source, download)
-        finally:
-            signal.signal(signal.SIGTERM, before)
 
 
 def check_labels(labels: np.ndarray, classes: int) -> None:
@@ -198,7 +193,7 @@ def _statistics(images: np.ndarray) -> Normalization:
 
 def _is_batches(path: Path) -> bool:
     """Whether a path is itself CIFAR-10's batches folder or its archive, not a folder that may hold them."""
-    named = path.name == "cifar-10-batches-py" or path.name.endswith((".tar.gz", ".tgz"))
+    named = path.name == "cifar-10-batches-py" or path.name.endswith((".tar.gz", ".tgz", ".tar"))
     return named or (path / BATCH_FILES[-1]).is_file()
 
 
@@ -208,12 +203,12 @@ def _declared(folder: Path) -> tuple[Mapping[str, str], str]:
     if not (folder / MANIFEST).exists():
         return source.sha256, source.label
     with naming(MANIFEST):
-        content = json.loads(read_regular(folder / MANIFEST, LARGEST_MANIFEST).decode())
+        content = json.loads(read_regular(folder / MANIFEST, LARGEST_MANIFEST).decode("utf-8-sig"))
         name, sums = content["name"], content["sha256"]
         texts = all(isinstance(text, str) for text in (name, *sums.values()))
         if not texts or name in ("", source.label) or sums.keys() != set(KEYS):
             raise DataError("does not declare another name and the sums of the four arrays")
-    print(f"{folder}: {name}, not {source.label} (declared by {MANIFEST})", flush=True)
+    print(terminal(f"{folder}: {name}, not {source.label} (declared by {MANIFEST})"), flush=True)
     return sums, name
 
 

@@ -58,7 +58,8 @@ class Published(Source):
     def local(self, folder: Path) -> list[tuple[str, Callable[[], Arrays]]]:
         last = [*self.parts][-1]
         places = [path for place in self.places if (path := folder / place).is_dir() and (path / last).exists()]
-        places += [folder / self.archive] if self.archive and (folder / self.archive).exists() else []
+        archives = dict.fromkeys((self.archive, self.archive.removesuffix(".gz")))  # some browsers unpack the .gz
+        places += [folder / name for name in archives if name and (folder / name).exists()]
         return [(str(path), partial(self.read_from, path)) for path in places]
 
     def downloads(self) -> list[tuple[str, Callable[[Path], Arrays]]]:

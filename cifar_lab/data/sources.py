@@ -22,6 +22,7 @@ from urllib.request import urlopen
 import numpy as np
 from tqdm import tqdm
 
+from cifar_lab.program import is_out_of_memory
 from cifar_lab.run_folder.files import open_regular, read_regular
 
 Arrays = dict[str, np.ndarray]
@@ -45,6 +46,8 @@ def naming(source: object) -> Iterator[None]:
     except DataError as error:
         raise DataError(f"{source}: {error}") from None
     except Exception as error:  # a parser raises nearly anything on a damaged file
+        if is_out_of_memory(error):
+            raise
         raise DataError(f"{source}: {textwrap.shorten(f'{type(error).__name__}: {error}', 300)}") from error
 
 

@@ -10,6 +10,7 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 
+from cifar_lab import escape
 from cifar_lab.experiments import BN_BAND, PLAIN_BAND, command_for
 from cifar_lab.figures import sets
 from cifar_lab.figures.sets import Rates
@@ -25,6 +26,7 @@ from cifar_lab.figures.style import (
     plt,
     seeds_of,
     seeds_text,
+    set_limits,
     setting_text,
     small_print,
     wrapped,
@@ -46,6 +48,7 @@ BANDS = {"vgg_a": PLAIN_BAND, "vgg_a_bn": BN_BAND}  # of the report's figure: ne
 LOSS_SHOWN = 3.0  # nats: the band's axis ends there, if there are ten classes: a uniform guess has a loss of 2.3
 LOGARITHMIC = 5.0  # ratio of the largest loss to the smallest median from which on the axis is logarithmic
 RATIO_FROM = 10  # steps: the ratio up to earlier ones is that of a few batches
+OF_RUNS = ("RUN_FOLDER", "...")
 DENSE = 2_000  # steps from which on a band's edges are drawn thin
 
 
@@ -76,7 +79,7 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
         names = "-vs-".join(look.label for look in sets.told_apart([_runs(rates) for rates in of], (name,)))
         kind = f"landscape-{names}" if len(of) > 1 else "landscape"
         draw(figures, folder / sets.file_stem(kind, every), of, (name,))
-    figures.more(len(own) - sets.MOST, "bands", "python landscape.py band RUN_FOLDER ... --against RUN_FOLDER ...")
+    figures.more(len(own) - sets.MOST, "bands", "landscape.py", "band", *OF_RUNS, "--against", *OF_RUNS)
 
 
 def of_report(found: Mapping[str, Mapping[int, Run]]) -> dict[str, Rates]:
@@ -113,7 +116,7 @@ def draw(figures: Figures, stem: Path, bands: Sequence[Rates], named_by: Sequenc
     count = {2: "two", 3: "three", 4: "four"}.get(len(rates[0]), str(len(rates[0]))) if len(rates) == 1 else "the"
     figure.suptitle(f"Learning-rate band: largest and smallest training loss over {count} learning rates", fontsize=11)
     _band_table(below, looks, areas, shared, loss_label("mean width", every))
-    lines = "filled: raw; lines: running medians of both curves" if len(drawn[0].upper) > DENSE else "medians: running,"
+    lines = "filled: raw; lines: running medians of both curves" if drawn[0].steps > DENSE else "medians: running,"
     notes = [f"drawn: seed {' and '.join(map(str, sorted(set(seeds))))}", f"{lines} over {drawn[0].window} steps"]
     listed = " / ".join(", ".join(map(number, of)) for of in rates)
     text = f"{setting_text(every)}, learning rates {listed}; {_span(every)}"
@@ -155,7 +158,7 @@ def draw_band(axes: Axes, bands: Sequence[tuple[Look, Band]], classes: int = 10)
 
     If many steps share a pixel, the raw curves hide each other: then their running medians are drawn over them.
     """
-    dense = any(len(area.upper) > DENSE for _, area in bands)
+    dense = any(area.steps > DENSE for _, area in bands)
     fill = 0.25 if dense else 0.35
     for look, area in bands:
         step = np.arange(1, len(area.upper) + 1)
@@ -173,9 +176,9 @@ def draw_band(axes: Axes, bands: Sequence[tuple[Look, Band]], classes: int = 10)
             axes.plot(step, median, color="white", linewidth=2.6, rasterized=True)
             axes.plot(step, median, color=look.colour, linewidth=1.4, rasterized=True)
     axes.set_xlabel("training step")
-    axes.set_xlim(1, max(2, *(len(area.upper) for _, area in bands)))
+    axes.set_xlim(1, max(2, *(area.steps for _, area in bands)))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    patches = [Patch(facecolor=look.colour, alpha=fill, label=look.label) for look, _ in bands]
+    patches = [Patch(facecolor=look.colour, alpha=fill, label=look.text) for look, _ in bands]
     entries: dict[str, Patch | tuple[Patch, ...]] = {patch.get_label(): patch for patch in patches}
     if len(bands) > 1:
         entries["overlap"] = tuple(patches)
@@ -199,7 +202,7 @@ def _set_loss_axis(axes: Axes, areas: Sequence[Band], shown: float) -> list[str]
         bottom = max(0.95 * lowest, floor / 3)  # single batches far below the medians would take half of the axis
         axes.set_yscale("log")
         _label_logarithmic(axes, (1, 2, 5))
-    axes.set_ylim(bottom, top)
+    set_limits(axes, bottom, top)
     above = [off_axis(highest)] if highest > top else []
     return above + ([f"the smallest loss, {lowest:.2g}, lies below the axis"] if lowest < bottom else [])
 
@@ -227,7 +230,9 @@ def _band_table(
             settled += f" ({len(reached)} of {len(of)} seeds)"
         widths = [float(np.nanmean(area.width)) for area in of if np.isfinite(area.width).any()]
         rows.append([
-            textwrap.fill(f"{look.label} (n = {len(of)})", 30), _mean(widths, ".3f") if widths else "-", settled,
+            escape.figure(textwrap.fill(f"{look.label} (n = {len(of)})", 30)),
+            _mean(widths, ".3f") if widths else "-",
+            settled,
             *(_mean([spikes(area, kind) for area in of], ".2f") for kind in ("relative", "absolute")),
         ])  # fmt: skip
     axes.axis("off")
@@ -246,7 +251,7 @@ def _band_table(
         share = np.mean([pair["narrower_share"] for pair in compared])
         text = f"{looks[1].label} / {looks[0].label}: ratio of the mean widths {ratio:.2f}, "
         text += f"narrower at {share:.1%} of the steps"
-        axes.text(0.5, 0.0, text, transform=axes.transAxes, ha="center", va="bottom", fontsize=8)
+        axes.text(0.5, 0.0, escape.figure(text), transform=axes.transAxes, ha="center", va="bottom", fontsize=8)
 
 
 def _mean(values: Sequence[float], form: str) -> str:
@@ -285,7 +290,8 @@ def _draw_ratio(figures: Figures, stem: Path, looks: Sequence[Look], bands: Sequ
         if begin > steps:  # runs in progress
             continue
         step = np.arange(begin, steps + 1)
-        each = np.stack([ratio[begin - 1 : steps] for ratio in curves[noise]])
+        of_seeds = (np.pad(ratio, (0, max(0, steps - len(ratio))), mode="edge") for ratio in curves[noise])
+        each = np.stack([ratio[begin - 1 : steps] for ratio in of_seeds])
         look = {"color": colour, "linestyle": style, "rasterized": steps > DENSE}
         for ratio in each if len(each) > 1 else ():
             axes.plot(step, ratio, linewidth=0.5, alpha=0.6, **look)
@@ -295,7 +301,7 @@ def _draw_ratio(figures: Figures, stem: Path, looks: Sequence[Look], bands: Sequ
     axes.axhline(1, color="0.2", linewidth=0.8)
     axes.set(xscale="log", yscale="log", xlabel="training step t", xlim=(RATIO_FROM, max(steps, RATIO_FROM + 1)))
     compares = f"{looks[1].label} / {looks[0].label}"
-    axes.set_ylabel(f"mean width up to step t,\n{compares}")
+    axes.set_ylabel(escape.figure(f"mean width up to step t,\n{compares}"))
     _label_logarithmic(axes, (1, 1.5, 2, 3, 5, 7))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     of_claim = [look.model for look in looks] == list(BANDS)

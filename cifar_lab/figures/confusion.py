@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cifar_lab import escape
 from cifar_lab.figures.style import plt, save, wrapped
 
 LARGE = 15  # classes up to which a cell has room for its number
@@ -19,12 +20,12 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[str], stem: str | Path,
     for (row, column), count in np.ndenumerate(counts) if large else ():
         color = "white" if share[row, column] > 50 else "black"
         axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=color)
-    names = [name.replace("$", r"\$") for name in classes]  # no mathtext
+    names = [escape.figure(name) for name in classes]
     axes.set_xticks(range(len(classes)), names, **{"rotation": 45, "ha": "right"} if large else {"rotation": 90})
     axes.set_yticks(range(len(classes)), names)
     axes.tick_params(labelsize="medium" if large else 6)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.grid(False)
-    figure.suptitle(wrapped(f"{title}: test images by class", 85), fontsize=10)
+    figure.suptitle(escape.figure(wrapped(f"{title}: test images by class", 85)), fontsize=10)
     figure.colorbar(image, label="share of the true class (%)", shrink=0.8)
     return save(figure, stem)

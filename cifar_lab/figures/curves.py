@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
+from cifar_lab import escape
 from cifar_lab.experiments import EXPERIMENTS, command_for
 from cifar_lab.figures import band, sets
 from cifar_lab.figures.style import (
@@ -22,6 +23,7 @@ from cifar_lab.figures.style import (
     off_axis,
     plt,
     seeds_of,
+    set_limits,
     settings_text,
     small_print,
 )
@@ -116,7 +118,8 @@ def draw(title: str, quantities: Sequence[str], curves: Sequence[Curve]) -> Canv
     style = {"borderaxespad": 0.2, "columnspacing": 1.0, "handlelength": 1.6, "fontsize": 9}
     panels[0][0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3 if wide else 2, **style)
     states = [f"{c.look.label}, seed {run.seed}, {run.state}" for c in curves for run in c.runs if run.state]
-    canvas.suptitle("\n".join([title, *textwrap.wrap("; ".join(states), 110 if wide else 72)]), fontsize=11)
+    heading = [title, *textwrap.wrap("; ".join(states), 110 if wide else 72)]
+    canvas.suptitle(escape.figure("\n".join(heading)), fontsize=11)
     text = settings_text(runs)
     if len(runs) > len(curves):
         text += "; bold: mean over n seeds, thin: each seed"
@@ -136,9 +139,9 @@ def _set_loss_axis(axes: Axes, rows: Sequence[np.ndarray]) -> list[str]:
         return []
     lowest, highest = min(map(np.min, rows)), max(map(np.max, rows))
     later = max((row[1:].max() for row in rows if len(row) > 1), default=highest)
-    shown = highest if highest <= BLOW_UP * later else 1.5 * later
+    shown = 1.5 * later if highest > BLOW_UP * later > 0 else highest
     bottom = loss_floor(lowest, shown)
-    axes.set_ylim(bottom, shown + 0.05 * (shown - bottom))
+    set_limits(axes, bottom, shown + 0.05 * (shown - bottom))
     return [off_axis(highest)] if shown < highest else []
 
 
@@ -172,6 +175,7 @@ def _draw_seeds(axes: Axes, quantity: str, curve: Curve, wider: float) -> None:
 def _draw_line(axes: Axes, row: np.ndarray, curve: Curve, label: str | None, **style: float) -> None:
     marker = "o" if len(row) <= EPOCHS_WITH_MARKERS else None
     epochs = np.arange(1, len(row) + 1)
+    label = None if label is None else escape.figure(label)
     axes.plot(epochs, row, curve.style, color=curve.look.colour, label=label, marker=marker, markersize=3, **style)
 
 
@@ -216,7 +220,7 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
         title = _title(f"{networks} by {name_of(name)}", every)
         canvas = draw(title, ACCURACY + LOSS, _curves(groups, (name,)))
         figures.add(canvas, folder / sets.file_stem(f"overview-{name}", every), title, _view(ACCURACY, groups))
-    figures.more(len(own) - sets.MOST, "overviews", "python plot_results.py RUN_FOLDER RUN_FOLDER ...")
+    figures.more(len(own) - sets.MOST, "overviews", "plot_results.py", "RUN_FOLDER", "RUN_FOLDER", "...")
     shown.update(run for _, groups in own for group in groups for run in group)
     others = [run for run in logged if run not in shown and not run.published]
     if others:

@@ -1,12 +1,12 @@
 """Every kind of figure. A kind is a function that draws what a preset's runs allow; adding one is adding an entry."""
 
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cifar_lab.experiments import experiments
 from cifar_lab.figures import band, curves, line, path, probes, sharpness, surface, switches
 from cifar_lab.figures.style import Figures
+from cifar_lab.project import command
 from cifar_lab.run_folder.reader import Run, report_runs
 from cifar_lab.settings import training_root
 
@@ -27,10 +27,8 @@ def draw(kinds: Sequence[Kind], results: str | Path, preset: str, runs: Sequence
         kind(figures, Path(results), preset, runs)
     lacking = figures.lacking
     if lacking and not begun(runs, preset):
-        command = f"python -m cifar_lab.reproduce {preset}"
-        if (root := training_root(results)) != Path("results"):
-            command += f" --results {shlex.quote(str(root))}"
-        lacking = [("the report's own figures and claims", command)]
+        every = command("cifar_lab.reproduce", preset, results=training_root(results))
+        lacking = [("the report's own figures and claims", every)]
     figures.missing[:0] = lacking
     return figures
 

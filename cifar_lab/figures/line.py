@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from cifar_lab import escape
 from cifar_lab.figures.style import Figures, loss_label, loss_unit, network_label, plt, small_print, wrapped
 from cifar_lab.measures.line import Line, barrier, read_line
 from cifar_lab.run_folder.measured import command
@@ -35,7 +36,7 @@ def draw(figures: Figures, folder: Path, run: Run, stem: str, line: Line) -> Non
     losses.legend()
     accuracies.legend()
     label = network_label(run)
-    figure.suptitle(f"{label}: the straight line between two networks", fontsize=11)
+    figure.suptitle(escape.figure(f"{label}: the straight line between two networks"), fontsize=11)
     note = (
         f"from {run.preset}/{run.model}/{run.name} (t = 0) to {line.to} (t = 1); {line.grid.points} points; "
         f"BatchNorm's statistics estimated again at each, on the {line.grid.images} training images of the curve, not "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cifar_lab import escape
 from cifar_lab.figures.style import Figures, network_label, plt, small_print, wrapped
 from cifar_lab.figures.surface import Scale, add_loss_bar, draw_contours, images_note
 from cifar_lab.measures.path import Path2D, read_path
@@ -39,7 +40,8 @@ def draw(figures: Figures, folder: Path, run: Run, path: Path2D) -> None:
     first, second = (f"{100 * share:.1f}% of the variance" for share in trajectory.shares)
     axes.set(xlabel=f"a, first direction: {first}", ylabel=f"b, second direction: {second}")
     add_loss_bar(figure, [axes], filled, scale)
-    figure.suptitle(f"{network_label(run)}: trajectory in its principal plane ({grid.mode} mode)", fontsize=11)
+    title = f"{network_label(run)}: trajectory in its principal plane ({grid.mode} mode)"
+    figure.suptitle(escape.figure(title), fontsize=11)
     note = (
         f"{run.preset}, {run.name}: {len(trajectory.steps)} checkpoints; {grid.points} x {grid.points} points; "
         f"{images_note(grid)}{scale.above(path.losses)}; a and b are distances between weights"

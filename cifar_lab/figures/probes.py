@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
+from cifar_lab import escape
 from cifar_lab.experiments import PAPER_EXPERIMENTS
 from cifar_lab.figures.style import (
     Figures,
@@ -86,7 +87,7 @@ def _draw_ranges(axes: Axes, ranges: Mapping[Look, Sequence[ProbeRanges]], quant
         for i, seed in enumerate(seeds):
             low, high = getattr(seed, quantity).T
             if i == 0:
-                axes.fill_between(seed.step, low, high, color=look.colour, alpha=0.35, linewidth=0, label=look.label)
+                axes.fill_between(seed.step, low, high, color=look.colour, alpha=0.35, linewidth=0, label=look.text)
             for edge in (low, high):
                 axes.plot(
                     seed.step, edge, color=look.colour, linewidth=0.8 if i == 0 else 0.4, alpha=1 if i == 0 else 0.6
@@ -108,7 +109,7 @@ def _log_if_wide(axes: Axes, values: np.ndarray) -> bool:
 
 def _finish(figure, first: Axes, title: str, text: str) -> None:
     """Title, small print, and one legend for all panels, beside the title, so that it covers no curve."""
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.suptitle(escape.figure(title), x=0.01, ha="left", fontsize=11)
     small_print(figure, text)
     figure.legend(*first.get_legend_handles_labels(), loc="upper right", fontsize=8)
 
@@ -164,11 +165,11 @@ def _eta_figure(figures: Figures, stem: Path, by_look: Mapping[Look, Sequence[Ru
                 row = int(np.flatnonzero(table["step"][:, 0] == at)[0])
                 panel.plot(
                     table["eta"][row], table["grad_change"][row], color=look.colour, marker="o" if i == 0 else None,
-                    markersize=4, linewidth=1.4 if i == 0 else 0.5, label=look.label if i == 0 else None,
+                    markersize=4, linewidth=1.4 if i == 0 else 0.5, label=look.text if i == 0 else None,
                 )  # fmt: skip
         panel.set(title=f"{when}: step {at:,.0f}", xlabel=r"step size $\eta$", ylabel=CHANGE)
         rows = [t["grad_change"][t["step"][:, 0] == at] for group in tables.values() for t in group]
-        if not _log_if_wide(panel, np.concatenate(rows)):
+        if not _log_if_wide(panel, np.concatenate(rows)) and panel.get_ylim()[1] > 0:
             panel.set_ylim(bottom=0)
         if (eta := next(iter(tables.values()))[0]["eta"][0]).max() > DECADES * eta.min():
             panel.set_xscale("log")
@@ -212,7 +213,7 @@ def _matched_figure(
         medians, _ = matched_medians(list(values.values()), list(at.values()))
         for (look, value), of_look in zip(values.items(), medians, strict=True):
             panel.plot(at[look], value, ".", color=look.colour, markersize=3, alpha=0.4, rasterized=True)
-            panel.stairs(of_look, MATCHED_EDGES, color=look.colour, linewidth=2, baseline=None, label=look.label)
+            panel.stairs(of_look, MATCHED_EDGES, color=look.colour, linewidth=2, baseline=None, label=look.text)
         for edge in MATCHED_EDGES[1:]:
             panel.axvline(edge, color="0.85", linewidth=0.6, zorder=0)
         panel.set(title=title, xlabel=f"L(w), the loss at the step{unit}", ylabel=label, xscale="log")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cifar_lab import escape
 from cifar_lab.figures.style import Figures, looks, network_label, plt, small_print, wrapped
 from cifar_lab.figures.surface import images_note
 from cifar_lab.measures.sharpness import Grid, Spectrum, read_sharpness
@@ -37,7 +38,8 @@ def draw(figures: Figures, folder: Path, run: Run, grid: Grid, spectrum: Spectru
     largest = spectrum.outer(5)
     axes.plot([value for value, _ in largest], np.full(len(largest), 3 * LOWEST * density.max()), "|", color="black")
     top = largest[0][0]
-    figure.suptitle(f"{network_label(run)}: spectrum of the Hessian, largest eigenvalue {top:.4g}", fontsize=11)
+    title = f"{network_label(run)}: spectrum of the Hessian, largest eigenvalue {top:.4g}"
+    figure.suptitle(escape.figure(title), fontsize=11)
     note = (
         f"{run.preset}, {run.name}: {grid.iterations} Lanczos iterations from {grid.vectors} random "
         f"vector{'s' * (grid.vectors > 1)}, seed {grid.seed}; {images_note(grid)}; blurred by a Gaussian of standard "

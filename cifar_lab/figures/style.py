@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
+from cifar_lab import escape
 from cifar_lab.losses import LOSSES
 from cifar_lab.optimizers import OPTIMIZERS
+from cifar_lab.project import command
 from cifar_lab.run_folder.files import write_whole
 from cifar_lab.run_folder.reader import Run
 from cifar_lab.run_folder.schema import RunFileError
 from cifar_lab.settings import RunConfig, number, words
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 # One colour, one meaning, in all figures. Those of the report's networks and optimizers are in their registries, from
 # Okabe and Ito (2008), distinguishable with every common colour vision; a network without one takes the next of these
@@ -35,10 +35,15 @@ class Look(NamedTuple):
     label: str
     colour: str
 
+    @property
+    def text(self) -> str:
+        """The label in a figure."""
+        return escape.figure(self.label)
+
 
 def network_label(run: Run) -> str:
-    """The network's label, without mathtext."""
-    return run.network["label"].replace("$", r"\$")
+    """The network's label as its script gives it; in a figure through `escape.figure`."""
+    return run.network["label"]
 
 
 def looks(runs: Sequence[Run]) -> dict[Run, Look]:
@@ -92,9 +97,10 @@ class Figures:
 
     def add(self, figure, stem: Path, caption: str, view: View | None = None) -> None:
         """Saves a figure: as `<stem>.png` and `<stem>.svg`, or in the file that was asked for."""
+        stem = stem.with_name(escape.file_name(stem.name))
         taken = [other for other, _ in self.drawn]
         while stem in taken:
-            stem = stem.with_name(f"{stem.name}-again")
+            stem = stem.with_name(escape.file_name(f"{stem.name}-again"))
         if self.file:
             stem = self.file.with_suffix("")
             save(figure, stem, (self.file.suffix[1:],))
@@ -104,15 +110,15 @@ class Figures:
         if view:
             self.views[stem] = view
 
-    def more(self, count: int, what: str, command: str) -> None:
-        """So many more figures could be drawn of what the runs differ in."""
+    def more(self, count: int, what: str, *words: str) -> None:
+        """So many more figures could be drawn of what the runs differ in, by the command of these words."""
         if count > 0:
-            self.missing.append((f"{count} more {what}", command))
+            self.missing.append((f"{count} more {what}", command(*words)))
 
     def lines(self) -> list[str]:
         """What was drawn, a line per figure with its files and its caption."""
         kinds = self.file.suffix if self.file else ", ".join(f".{kind}" for kind in KINDS)
-        return [f"{stem}{kinds}: {caption}" for stem, caption in self.drawn]
+        return [escape.terminal(f"{stem}{kinds}: {caption}") for stem, caption in self.drawn]
 
 
 def optimizer_label(run: Run) -> str:
@@ -228,8 +234,16 @@ def loss_label(text: str, runs: Iterable[Run]) -> str:
 
 
 def loss_floor(lowest: float, highest: float) -> float:
-    """Where a linear loss axis begins: at 0, or near losses that lie in a strip far above it."""
+    """Where a linear loss axis begins: at 0, or near losses that lie in a strip far above it, or below."""
+    if lowest < 0:
+        return lowest - 0.05 * (highest - lowest)
     return 0.95 * lowest if lowest > highest / 2 else 0.0
+
+
+def set_limits(axes: Axes, low: float, high: float) -> None:
+    """The limits of a y-axis; with a little room if all values are the same."""
+    room = 0 if low < high else 0.05 * max(abs(low), 1e-3)
+    axes.set_ylim(low - room, high + room)
 
 
 def off_axis(highest: float) -> str:
@@ -243,7 +257,7 @@ def wrapped(text: str, width: int = 115) -> str:
 
 def small_print(figure, text: str) -> None:
     """Writes the preset and the settings under the axes, inside the page."""
-    figure.supxlabel(text, fontsize=7.5, color="0.35", x=0.01, ha="left")
+    figure.supxlabel(escape.figure(text), fontsize=7.5, color="0.35", x=0.01, ha="left")
 
 
 _DATED = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}  # what would differ between two equal figures

@@ -9,12 +9,14 @@ import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import LogLocator
 
+from cifar_lab import escape
 from cifar_lab.figures.style import Figures, looks, loss_unit, plt, small_print, wrapped
 from cifar_lab.measures.surface import BATCH, Grid, Surface, read_surface
 from cifar_lab.run_folder.measured import command
 from cifar_lab.run_folder.reader import Run, measured_files
 
 SHOWN = 10  # times the loss of a uniform guess; what is above is drawn as if it were this
+FLAT = 1e-9  # nats that a scale spans at least
 DECADE = 10.0  # a ratio of largest to smallest loss from which on the scale is logarithmic
 
 
@@ -53,10 +55,13 @@ class Scale:
         finite = losses[np.isfinite(losses)]
         if not len(finite):
             return None
-        guess = float(max(np.log(run.settings["classes"]) for run in runs))
-        highest = min(float(finite.max()), SHOWN * guess)
-        lowest = min(max(float(finite.min()), highest * 1e-4), highest)
-        return cls(lowest, max(highest, 1.001 * lowest), highest > DECADE * lowest, loss_unit(runs))
+        most = SHOWN * float(max(np.log(run.settings["classes"]) for run in runs))
+        highest = min(float(finite.max()), most)
+        lowest = min(max(float(finite.min()), -most), highest)
+        if lowest >= 0:
+            lowest = max(lowest, highest * 1e-4)
+        highest = max(highest, lowest + max(1e-3 * abs(lowest), FLAT))
+        return cls(lowest, highest, highest > DECADE * lowest > 0, loss_unit(runs))
 
     def above(self, losses: np.ndarray) -> str:
         """How many of the losses lie above, in words; empty if none does."""
@@ -74,7 +79,7 @@ class Scale:
 
     def clipped(self, losses: np.ndarray) -> np.ndarray:
         """The losses with what is above, or not finite, at the end of the scale."""
-        return np.where(losses <= self.highest, losses, self.highest)
+        return np.where(losses <= self.highest, losses.clip(self.lowest), self.highest)
 
 
 def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) -> None:
@@ -141,7 +146,7 @@ def _lines(panels: Sequence[Panel], scale: Scale):
     figure, axes = plt.subplots()
     for panel in panels:
         a = panel.surface.grid.coordinates()[:, 0]
-        axes.plot(a, panel.losses, color=panel.colour, label=panel.label)
+        axes.plot(a, panel.losses, color=panel.colour, label=escape.figure(panel.label))
     axes.set(xlabel="a, along the direction", ylabel=scale.label)
     if scale.logarithmic:
         axes.set_yscale("log")
@@ -157,7 +162,9 @@ def _contours(panels: Sequence[Panel], scale: Scale):
     for ax, panel in zip(axes[0], panels, strict=True):
         filled = draw_contours(ax, *panel.table(), scale)
         ax.plot(0, 0, "+", color="white", markersize=9)
-        ax.set(title=f"{panel.label}\nf(0, 0) = {panel.surface.center:.3f}", xlabel="a", aspect="equal")
+        center = panel.surface.center
+        title = escape.figure(f"{panel.label}\nf(0, 0) = {center:{'.3f' if abs(center) < 1e4 else '.3g'}}")
+        ax.set(title=title, xlabel="a", aspect="equal")
     axes[0, 0].set_ylabel("b")
     add_loss_bar(figure, axes[0].tolist(), filled, scale)
     return figure

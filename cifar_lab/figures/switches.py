@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from cifar_lab import escape
 from cifar_lab.figures.style import OTHER_COLOURS, Figures, plt, small_print, wrapped
 from cifar_lab.run_folder.reader import Run
 from cifar_lab.run_folder.schema import RunFileError, read_bytes
+from cifar_lab.switches import SWITCHES
 
+LONGEST = 1_000  # characters of a text
 FLIPS = OTHER_COLOURS[0]  # of a switch that flips the sign
 
 
@@ -29,6 +32,8 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
 
 def _draw(rows: list[dict[str, str]], preset: str):
     """Horizontal intervals, the largest effect on top; figure and caption."""
+    if len(rows) > len(SWITCHES) or max(len(text) for row in rows for text in row.values()) > LONGEST:
+        raise ValueError("more rows, or a longer text, than a design has")
     rows = sorted(rows, key=lambda row: abs(float(row["effect"])))
     first = rows[-1]
     unit = f" ({first['unit']})" if first["unit"] else ""
@@ -47,9 +52,11 @@ def _draw(rows: list[dict[str, str]], preset: str):
         colour = FLIPS if flips else "0.35"
         axes.plot([low, high], [y, y], color=colour, linewidth=2)
         axes.plot(effect, y, "o", color=colour)
-    axes.set(xlabel=wrapped(f"effect on the {first['measure']}{unit}", 70), ylim=(-0.6, len(rows) - 0.4))
-    axes.set_yticks(range(len(rows)), labels)
-    figure.suptitle(f'{first["claim"]}: effects of the switches on "{first["the report says"]}"', fontsize=11)
+    what = escape.figure(wrapped(f"effect on the {first['measure']}{unit}", 70))
+    axes.set(xlabel=what, ylim=(-0.6, len(rows) - 0.4))
+    axes.set_yticks(range(len(rows)), [escape.figure(label) for label in labels])
+    title = f'{first["claim"]}: effects of the switches on "{first["the report says"]}"'
+    figure.suptitle(escape.figure(title), fontsize=11)
     value = float(first["with the preset's settings"])
     note = (
         f"preset {preset}, seed {first['seeds']}: main effects of a 12-run design, 95% intervals "

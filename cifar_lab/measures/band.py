@@ -60,13 +60,17 @@ def running_mean(x: np.ndarray, window: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """The band of R training losses over T steps. From the step on at which no run is left, the curves are NaN."""
+    """The band of R training losses over the first T of its steps, those that a run has logged.
+
+    From the step on at which no run is left, the curves are NaN.
+    """
 
     upper: np.ndarray  # (T,) nats: the largest loss over the runs
     lower: np.ndarray  # (T,) nats: the smallest
     present: np.ndarray  # (T,) number of runs that still have a finite loss
     runs: int  # R
     window: int  # of the running medians, in steps
+    steps: int  # that it is to have; T if a run has logged them all
 
     @property
     def middle(self) -> np.ndarray:
@@ -112,7 +116,7 @@ def band(losses: Sequence[np.ndarray], steps: int, run_steps: int | None = None,
     if not len(losses) or steps < 1:
         raise ValueError(f"a band needs at least one run and one step, not {len(losses)} and {steps}")
     window = default_window(2 * steps if run_steps is None else run_steps)
-    table = np.full((len(losses), steps), np.nan)
+    table = np.full((len(losses), min(steps, max(map(len, losses)))), np.nan)  # not steps that are only planned
     for row, loss in zip(table, losses, strict=True):
         loss = np.asarray(loss, dtype=np.float64)[:steps]
         lost = np.flatnonzero(~np.isfinite(loss))
@@ -124,6 +128,7 @@ def band(losses: Sequence[np.ndarray], steps: int, run_steps: int | None = None,
         present=np.isfinite(table).sum(axis=0),
         runs=len(losses),
         window=window,
+        steps=steps,
     )
 
 
@@ -149,7 +154,7 @@ def settled_step(band: Band, level: float = 1.0) -> int | None:
     """
     above = np.flatnonzero(~(band.middle_median < level))  # NaN, if no run is left, is not under
     last = int(above[-1]) + 1 if len(above) else 0
-    return None if last == len(band.upper) else last
+    return None if last == len(band.upper) or len(band.upper) < band.steps else last
 
 
 def times_to_levels(losses: np.ndarray, levels: Sequence[float], window: int) -> list[int | None]:

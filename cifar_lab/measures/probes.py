@@ -13,6 +13,7 @@ import numpy as np
 from cifar_lab.losses import cross_entropy
 
 PAPER_SPAN = 8.0  # largest step size / smallest of the paper's grid
+LARGEST = 1e100  # a value beyond is as good as infinite, and no figure has room for it
 SMALL_STEPS = (1e-2, 1e-1)  # times the learning rate
 MATCHED_EDGES = (
     1e-4,
@@ -155,7 +156,7 @@ def probe_ranges(columns: Mapping[str, np.ndarray]) -> ProbeRanges:
 
     def extent(values: np.ndarray) -> np.ndarray:
         values = values[:, grid]
-        values = np.where(np.isfinite(values).all(axis=1, keepdims=True), values, np.nan)
+        values = np.where((np.abs(values) < LARGEST).all(axis=1, keepdims=True), values, np.nan)
         return np.stack([values.min(axis=1), values.max(axis=1)], axis=1)
 
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -168,10 +168,15 @@ def _or_infinite(step: int | None) -> float:
 
 def band_widths(runs: Runs) -> Sequence[float]:
     raw, smooth = (band.compare_bands(*_bands(runs, batch_noise=noise)) for noise in (True, False))
-    wider = np.flatnonzero(band.width_ratio(*_bands(runs)) >= 1)
+    bands = _bands(runs)
+    ratio = band.width_ratio(*bands)
+    wider = np.flatnonzero(ratio >= 1)
+    crossed = int(wider[-1]) + 1 if len(wider) else 0
+    if crossed == len(ratio):  # it stays where it is after the last step that both have
+        crossed = min(of.steps for of in bands)
     return (
         raw["width_ratio"], smooth["width_ratio"], 100 * raw["narrower_share"], raw["bn_width"], raw["plain_width"],
-        smooth["bn_width"], smooth["plain_width"], float(wider[-1] + 1) if len(wider) else 0.0,
+        smooth["bn_width"], smooth["plain_width"], float(crossed),
     )  # fmt: skip
 
 

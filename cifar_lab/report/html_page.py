@@ -6,12 +6,12 @@ script (`web/page.js`) never makes markup of it. Without JavaScript all but the 
 
 import base64
 import hashlib
-import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cifar_lab import escape
 from cifar_lab.experiments import command_for
 from cifar_lab.figures.style import Figures, settings_text
 from cifar_lab.report import page
@@ -159,10 +159,10 @@ def _origin(runs: Sequence[Run]) -> Section:
 
 def _tag(name: str, *content: str, **attributes: str) -> _Markup:
     """An element. Text is escaped, elements are not; class_ is class, data_x is data-x."""
-    named = "".join(f' {key.rstrip("_").replace("_", "-")}="{html.escape(x)}"' for key, x in attributes.items())
+    named = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape.html(x)}"' for key, x in attributes.items())
     if name == "img":
         return _Markup(f"<img{named}>")
-    inside = "".join(part if isinstance(part, _Markup) else html.escape(part) for part in content)
+    inside = "".join(part if isinstance(part, _Markup) else escape.html(part) for part in content)
     return _Markup(f"<{name}{named}>{inside}</{name}>")
 
 

@@ -1,7 +1,9 @@
 """report.md: everything that a preset's runs say, on one page."""
 
 from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
+from cifar_lab.escape import code, markdown
 from cifar_lab.figures.style import Figures, seeds_text
 from cifar_lab.report import screening, screening_tables, verdict_tables, verdicts
 from cifar_lab.run_folder.reader import Run, report_runs
@@ -28,7 +30,8 @@ def report_text(
 
     judged: verdicts by what the runs behind them are called; "" for the user's own.
     """
-    origin = "\n".join(f"- {name}: {value}" if name else f"- {value}" for name, value in provenance(runs))
+    lines = (f"{name}: {value}" if name else value for name, value in provenance(runs))
+    origin = "\n".join(f"- {markdown(line)}" for line in lines)
     parts = [f"# Results at the preset `{preset}`", origin]
     for source, of_source in judged.items():
         parts += [f"## Verdicts{source and ' from the '}{source}", verdict_tables.to_markdown(of_source)]
@@ -40,14 +43,14 @@ def report_text(
         parts.append(screening_tables.ARE_READ)
     parts.append("## Figures")
     for stem, caption in figures.drawn:
-        image = f"figures/{stem.name}"
-        parts.append(f"![{caption}]({image}.png)\n\n{caption} ([SVG]({image}.svg))")
+        image, text = f"figures/{quote(stem.name)}", markdown(caption)
+        parts.append(f"![{text}]({image}.png)\n\n{text} ([SVG]({image}.svg))")
     parts += ["## Runs", _table_of_runs(preset, runs), RUNS_ARE_READ]
     if figures.missing:
-        lines = [f"- {name}: `{command}`" for name, command in figures.missing]
+        lines = [f"- {markdown(name)}: {code(command)}" for name, command in figures.missing]
         parts += ["## Missing", "Figures without runs, with the command that trains them:", "\n".join(lines)]
     if figures.errors:
-        parts += ["## Not readable", "\n".join(f"- `{error}`" for error in figures.errors)]
+        parts += ["## Not readable", "\n".join(f"- {code(error)}" for error in figures.errors)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -71,7 +74,7 @@ def provenance(runs: Sequence[Run]) -> list[tuple[str, str]]:
 def _table_of_runs(preset: str, runs: Sequence[Run]) -> str:
     head, *rows = rows_of_runs(preset, runs)
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * 6 + "---|---|"]
-    lines += [f"| {' | '.join(row)} |" for row in ([cell.replace("|", r"\|") for cell in row] for row in rows)]
+    lines += [f"| {' | '.join(row)} |" for row in (map(markdown, row) for row in rows)]
     return "\n".join(lines)
 
 

@@ -6,7 +6,6 @@ every row. A switch whose two levels, or whose interval about the preset's value
 the answer if the design is right: that is confirmed by training it alone.
 """
 
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cifar_lab import project
 from cifar_lab.experiments import at_preset
 from cifar_lab.measures.screening import main_effects, plackett_burman
 from cifar_lab.measures.statistics import which_side
@@ -194,9 +194,7 @@ class Design:
 
 def command(claim: Claim, preset: str, results: str | Path) -> str:
     """The command that trains a claim's design."""
-    results = training_root(results)
-    into = "" if results == Path("results") else f" --results {shlex.quote(str(results))}"
-    return f"python -m cifar_lab.reproduce {preset} --switches {claim.id}{into}"
+    return project.command("cifar_lab.reproduce", preset, "--switches", claim.id, results=training_root(results))
 
 
 def deciding(claim: Claim) -> Measure:

@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
+from cifar_lab.escape import code
 from cifar_lab.report.verdicts import Verdict, listed
 
 CSV_COLUMNS = (
@@ -60,7 +61,7 @@ def to_markdown(verdicts: Sequence[Verdict]) -> str:
         deciding, others = (
             [f"{e.measure.name}: {e}" for e in shown if bool(e.measure.side) == decides] for decides in (True, False)
         )
-        measured = [*deciding, *verdict.notes, *(f"run `{command}`" for command in verdict.commands)]
+        measured = [*deciding, *verdict.notes, *(f"run {code(command, cell=True)}" for command in verdict.commands)]
         if others:
             measured.append(f"<details><summary>{len(others)} more</summary>{'<br>'.join(others)}</details>")
         cells = [f"`{claim.id}`", claim.statement, claim.supported_when, "<br>".join(measured), listed(verdict.seeds)]

@@ -39,6 +39,12 @@ SIGNS = {SUPPORTED: "sign as claimed", REVERSED: "sign opposite", DEPENDS: "sign
 PLAIN_LEVEL = 0.05
 
 
+def _exp(x: float) -> float:
+    """Of a number of any size."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(x))
+
+
 @dataclass(frozen=True, eq=False)
 class Estimate:
     """A measure over the seeds: mean and 95% interval, on the measure's scale."""
@@ -59,7 +65,7 @@ class Estimate:
         used = self._used
         with np.errstate(invalid="ignore", over="ignore"):
             mean = float(used.mean()) if len(used) else math.nan
-        return math.exp(mean) if self.measure.scale == "ratio" else mean
+        return _exp(mean) if self.measure.scale == "ratio" else mean
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -73,7 +79,7 @@ class Estimate:
         half = t_quantile(n - 1) * float(used.std(ddof=1)) / math.sqrt(n)
         low, high = float(used.mean()) - half, float(used.mean()) + half
         if self.measure.scale == "ratio":
-            return math.exp(low), math.exp(high)
+            return _exp(low), _exp(high)
         least, most = self.measure.possible
         return max(low, least), min(high, most)
 

@@ -5,6 +5,7 @@ before it is kept beside it, and used if the newest is damaged.
 """
 
 import io
+import re
 import shlex
 import warnings
 import zipfile
@@ -16,11 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from cifar_lab import escape
 from cifar_lab.networks import describe, find_network
+from cifar_lab.program import is_out_of_memory
+from cifar_lab.project import RESULTS, command
 from cifar_lab.run_folder.files import May, NotRegular, always, read_regular, rename, write_whole
 from cifar_lab.run_folder.schema import completed, read_config
 from cifar_lab.run_folder.validation import Form
-from cifar_lab.settings import RunConfig, training_root
+from cifar_lab.settings import RunConfig, above, training_root
 
 NEWEST = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
@@ -31,6 +35,9 @@ LARGEST = 1 << 34  # bytes; of a run whose network is known: `Form.largest`
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be used; the text names the file and says why."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(escape.terminal(text))  # some of it is what a library says of a damaged file
 
 
 def save(folder: Path, state: dict, may: May = always) -> None:
@@ -79,6 +86,8 @@ def read(path: Path, largest: int = LARGEST) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file can raise anything
+        if is_out_of_memory(error):
+            raise
         first = str(error).strip().splitlines()
         raise CheckpointError(
             f"{path}: not a whole checkpoint ({first[0][:160] if first else type(error).__name__})"
@@ -139,6 +148,8 @@ def load_model(
             model = find_network(config.model, content["network"]["script"], script).build(config)
             description = describe(model, config.classes)
         except Exception as error:  # a user's network can raise anything
+            if is_out_of_memory(error):
+                raise
             raise CheckpointError(f"{folder}: its settings give no network ({error})") from None
         # Its weights alone are used, whatever the optimizer's state.
         state, passed_over = newest(folder, Form(config, description, model, optimizer=False))
@@ -174,7 +185,7 @@ def training_command(folder: str | Path, config: dict[str, Any]) -> str:
         words = shlex.split(str(config.get("command", "")))
     except ValueError:  # a quote that does not end
         words = []
-    if not words:
+    if words[:1] != ["python"] or not re.fullmatch(r"[\w-]+\.py", "".join(words[1:2])):  # not what a run writes
         return "training the run again with --fresh"
     kept, skip = [], False
     for word in words:
@@ -182,6 +193,6 @@ def training_command(folder: str | Path, config: dict[str, Any]) -> str:
         if not skip and name not in ("--results", "--data-dir", "--fresh"):
             kept.append(word)
         skip = not skip and name in ("--results", "--data-dir") and not equals  # its value follows
-    results = training_root(Path(folder).absolute().parents[2])
-    where = [] if results == Path("results").absolute() else ["--results", str(results)]
-    return shlex.join([*kept, *where, "--fresh"])
+    results = training_root(above(Path(folder).absolute(), 3))
+    where = [] if results == Path(RESULTS).absolute() else ["--results", results]
+    return command(*kept[1:], *where, "--fresh")

@@ -6,7 +6,6 @@ where it was measured, and are known before.
 
 import json
 import os
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -16,11 +15,12 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from cifar_lab import project
 from cifar_lab.run_folder import files
 from cifar_lab.run_folder.schema import RunFileError, read_bytes
 
 LARGEST = 1 << 27  # bytes
-MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError)
+MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,5 +131,5 @@ def _compute(file: Path, layout: Layout, layout_of: Callable, rows: Callable, ea
 def command(kind: str, folders: Sequence[Path], grid: Any) -> str:
     """The command that computes a measure. grid: a dataclass, whose fields are the command's flags."""
     default = type(grid)()
-    flags = [f"--{name} {value}" for name, value in asdict(grid).items() if value != getattr(default, name)]
-    return " ".join([f"python landscape.py {kind}", *(shlex.quote(str(folder)) for folder in folders), *flags])
+    flags = [(f"--{name}", value) for name, value in asdict(grid).items() if value != getattr(default, name)]
+    return project.command("landscape.py", kind, *folders, *(word for flag in flags for word in flag))

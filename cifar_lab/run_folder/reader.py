@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cifar_lab.experiments import folder_of, known_experiments
+from cifar_lab.project import command
 from cifar_lab.run_folder.schema import RunFileError, read_config, read_summary
 from cifar_lab.run_folder.tables import (
     EPOCH_COLUMNS,
@@ -24,7 +25,7 @@ from cifar_lab.run_folder.tables import (
     read_predictions,
     read_table,
 )
-from cifar_lab.settings import PUBLISHED, RunConfig, run_folder, training_root
+from cifar_lab.settings import PUBLISHED, RunConfig, above, run_folder, training_root
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +155,8 @@ def results_folder(given: Path) -> Path:
         if any(given.glob("*/" * depth + "config.json")):
             above = given.absolute().parents[2 - depth]
             raise RunFileError(given, f"this is {what}; the results folder is {above}")
-    raise RunFileError(given, "no run folders; to create them, run python MyVGG.py or python MyFramework.py")
+    create = " or ".join(command(script, results=given) for script in ("MyVGG.py", "MyFramework.py"))
+    raise RunFileError(given, f"no run folders; to create them, run {create}")
 
 
 def read_given(folders: Sequence[str | Path]) -> list[Run]:
@@ -162,18 +164,18 @@ def read_given(folders: Sequence[str | Path]) -> list[Run]:
 
     Raises RunFileError, also if one of them is no run folder.
     """
-    found = {Path(folder).resolve(): Path(folder) for folder in folders}
+    found = {Path(os.path.realpath(folder)): Path(folder) for folder in folders}
     for folder in found.values():
         if not os.path.exists(folder / "config.json"):
             raise RunFileError(folder, "there is no such run folder: it would hold a config.json")
-    runs = [replace(read_run(folder), published=at.parents[2].name == PUBLISHED) for at, folder in found.items()]
+    runs = [replace(read_run(folder), published=above(at, 3).name == PUBLISHED) for at, folder in found.items()]
     return runs if any(not run.published for run in runs) else [replace(run, published=False) for run in runs]
 
 
 def figures_folder(run: Run) -> Path:
     """Where figures go that begin with this run: beside its preset's others, never among the published ones."""
-    folder = run.folder.resolve()
-    return training_root(folder.parents[2]) / folder.parents[1].name / "figures"
+    folder = Path(os.path.realpath(run.folder))
+    return training_root(above(folder, 3)) / above(folder, 2).name / "figures"
 
 
 def read_runs(root: str | Path, preset: str) -> tuple[list[Run], list[RunFileError]]:

@@ -3,6 +3,7 @@
 A file that is not exactly what a run writes raises `RunFileError`, which names the file and the line.
 """
 
+import codecs
 import json
 import math
 import re
@@ -11,6 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cifar_lab import escape
 from cifar_lab.activations import ACTIVATIONS
 from cifar_lab.losses import LOSSES
 from cifar_lab.run_folder.files import read_regular
@@ -26,7 +28,7 @@ class RunFileError(Exception):
     """A file of a run folder that cannot be used: `<path>:<line>: <reason>`, or `<path>: <reason>`."""
 
     def __init__(self, path: str | Path, reason: str, line: int | None = None) -> None:
-        super().__init__(f"{path}{'' if line is None else f':{line}'}: {reason}")
+        super().__init__(escape.terminal(f"{path}{'' if line is None else f':{line}'}: {reason}"))
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -74,16 +76,32 @@ def _form(pattern: str, what: str) -> Kind:
     return _kind(lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None, what)
 
 
+LONGEST_LINE = 300  # characters
+
+
 def a_line(text: str) -> str:
     """A text from elsewhere (a device, a tag of git, the environment) as a config.json may hold it."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:300]
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:LONGEST_LINE]
+
+
+def _line(longest: int) -> Kind:
+    def kind(value: Any) -> str:
+        if not isinstance(value, str) or not value.isprintable():
+            raise ValueError("a line of text")
+        if len(value) > longest:
+            raise ValueError(f"a line of at most {longest:,} characters")
+        return value
+
+    return kind
 
 
 def _one_of(names: Collection[str]) -> Kind:
     return _kind(lambda value: _TEXT(value) in names, f"one of {', '.join(names)}")
 
 
-_TEXT = _kind(lambda value: isinstance(value, str) and value.isprintable(), "a line of text")
+_TEXT, _LABEL = _line(LONGEST_LINE), _line(100)
+_NAMES = _line(1_000_000)
+_WORD = _form(rf"(?!\.){OPTION}", "a word of letters, digits and _.+-")  # part of a folder's name
 _BOOLEAN = _kind(lambda value: isinstance(value, bool), "true or false")
 _MAPPING = _kind(lambda value: isinstance(value, dict), "a JSON object")
 _LIST = _kind(lambda value: isinstance(value, list), "a JSON list")
@@ -100,7 +118,7 @@ def _options(value: Any) -> dict[str, Any]:
     return {name: _option(x) for name, x in value.items()}
 
 
-_SETTINGS = {f.name: {str: _TEXT, bool: _BOOLEAN, int: _integer(0), float: _real()}.get(f.type, _options)
+_SETTINGS = {f.name: {str: _WORD, bool: _BOOLEAN, int: _integer(0), float: _real()}.get(f.type, _options)
              for f in fields(RunConfig)}  # fmt: skip
 _SETTINGS["width"] = _or_none(_real(0, 8))
 _SETTINGS |= {"activation": _one_of(ACTIVATIONS), "loss": _one_of(LOSSES), "schedule": _one_of(SCHEDULES)}
@@ -108,9 +126,11 @@ _SETTINGS |= {"augment": _one_of(AUGMENTS), "warmup": _real(0, 1e6)}
 _SETTINGS |= dict.fromkeys(("batch_size", "train_size", "test_size"), _integer(1))
 _SETTINGS["classes"] = _kind(lambda value: _integer(2)(value) <= MOST_CLASSES, f"an integer from 2 to {MOST_CLASSES}")
 _SETTINGS["dataset"] = _form(OPTION, "the name of a data set")
-_FACTORS = {"rate": _real(0), "decay": _real(0), "parameters": _TEXT}  # of the width transfer; names, space-separated
+_SETTINGS["data_digest"] = _form("([0-9a-f]{16})?", "16 hexadecimal digits, or empty")
+_FACTORS = {"rate": _real(0), "decay": _real(0), "parameters": _NAMES}  # of the width transfer; names, space-separated
 _NETWORK = {
-    "script": _TEXT, "label": _TEXT, "colour": _or_none(_form("#[0-9a-fA-F]{6}", "a colour as #rrggbb")),
+    "options": _or_none(lambda value: {name: _or_none(_option)(x) for name, x in _MAPPING(value).items()}),
+    "script": _TEXT, "label": _LABEL, "colour": _or_none(_form("#[0-9a-fA-F]{6}", "a colour as #rrggbb")),
     "fingerprint": _or_none(_form("[0-9a-f]{16}", "16 hexadecimal digits")),
 }  # fmt: skip
 _ENVIRONMENT = {
@@ -230,8 +250,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
-    """The content of a regular file of at most so many bytes. Raises RunFileError."""
+    """The content of a regular file of at most so many bytes, without the byte order mark that spreadsheets put before
+    it. Raises RunFileError."""
     try:
-        return read_regular(path, largest)
+        return read_regular(path, largest).removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise RunFileError(path, error.strerror or "cannot be read") from None

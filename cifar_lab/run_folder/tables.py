@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from cifar_lab.run_folder.schema import RunFileError, read_bytes
+from cifar_lab.run_folder.schema import LARGEST_INTEGER, RunFileError, read_bytes
 
 EPOCH_COLUMNS = (
     "epoch", "learning_rate", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "train_seconds",
@@ -31,6 +31,7 @@ PREDICTIONS = "predictions.txt"
 PREDICTIONS_IN_LINE = 100
 
 LARGEST_TABLE = 1 << 30  # bytes of a CSV file: the steps of 40,000 epochs at full size
+LARGEST = 3.5e38  # of a number in epochs.csv and steps.csv: float32 has none above 3.41e38
 
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _NOT_FINITE = re.compile(rb"[+-]?(inf|nan)")
@@ -77,6 +78,8 @@ def _row_checks(
 ) -> np.ndarray:
     """Which rows of (rows, columns) are sound, (rows,) bool: finite, and numbered from 1 if `consecutive` says so."""
     sound = np.isfinite(table[:, [name not in not_finite for name in columns]]).all(axis=1)
+    if columns is not PROBE_COLUMNS:
+        sound &= (np.abs(table) <= LARGEST).all(axis=1)
     if consecutive:
         sound &= table[:, 0] == np.arange(1, len(table) + 1)
     return sound
@@ -95,6 +98,8 @@ def _find_bad_row(
             if not finite and not (name in not_finite and (_NUMBER.fullmatch(cell) or _NOT_FINITE.fullmatch(cell))):
                 shown = ascii(cell[:40].decode("latin-1"))
                 raise RunFileError(path, f"{name} is not a finite number: {shown}", number + 1)
+            if columns is not PROBE_COLUMNS and abs(float(cell)) > LARGEST:
+                raise RunFileError(path, f"{name} is {float(cell):g}, which is beyond float32", number + 1)
         if consecutive and float(cells[0]) != number:
             raise RunFileError(path, f"{consecutive} is {float(cells[0]):g} where {number} follows", number + 1)
     raise RunFileError(path, "not a table of numbers")
@@ -141,7 +146,13 @@ def check_probes(path: Path, probes: dict[str, np.ndarray], complete: bool) -> d
     steps, etas = probes["step"], probes["eta"]
     if not len(steps):
         return probes
-    bad = (steps < 1) | (steps != np.floor(steps)) | (np.diff(steps, prepend=steps[0]) < 0) | (etas <= 0)
+    bad = (
+        (steps < 1)
+        | (steps > LARGEST_INTEGER)
+        | (steps != np.floor(steps))
+        | (np.diff(steps, prepend=steps[0]) < 0)
+        | (etas <= 0)
+    )
     if bad.any():
         raise RunFileError(path, "step does not grow, or eta is not above 0", int(bad.argmax()) + 2)
     _, starts, sizes = np.unique(steps, return_index=True, return_counts=True)

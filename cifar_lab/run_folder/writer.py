@@ -6,10 +6,8 @@ import json
 import os
 import platform
 import secrets
-import shlex
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -47,11 +45,17 @@ class Busy(FolderError):
 
 
 def commit_of(checkout: Path) -> str | None:
-    """The commit of a checkout, marked if it is changed; None if there is none."""
+    """The commit of a checkout, marked if it is changed; None if there is none: an unpacked archive has not that of a
+    repository around it."""
     describe = ["git", "-C", checkout, "describe", "--always", "--dirty", "--abbrev=12"]
+    # Within a hook of git, these would name the hook's repository.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        ended = subprocess.run(describe, capture_output=True, text=True, errors="replace", timeout=10, check=True)
-        return ended.stdout.strip()
+        if (checkout / ".git").exists():
+            ended = subprocess.run(
+                describe, capture_output=True, text=True, errors="replace", timeout=10, check=True, env=env
+            )
+            return ended.stdout.strip()
     return None
 
 
@@ -213,11 +217,11 @@ class Recorder:
         files.rename(self.folder, aside.name, self.check_held)
         return aside
 
-    def start(self, epochs: int, described: dict, width_factors: Sequence[dict] = ()) -> None:
+    def start(self, epochs: int, described: dict, width_factors: Sequence[dict] = (), command: str = "") -> None:
         """Makes the folder of a new run, or brings config.json of an old one up to date.
 
-        width_factors: `width.recorded`; left out of config.json if there are none. Raises OSError, and FolderError if
-        what config.json would hold could not be read again.
+        command: that it is trained by. width_factors: `width.recorded`; left out of config.json if there are none.
+        Raises OSError, and FolderError if what config.json would hold could not be read again.
         """
         config = self.folder / "config.json"
         earlier: list[dict] = []
@@ -233,7 +237,7 @@ class Recorder:
             "network": self._network,
             **({"width_factors": list(width_factors)} if width_factors else {}),
             "epochs": epochs,
-            "command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+            "command": command,
             "environment": described,
         }
         if earlier:

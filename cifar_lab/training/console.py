@@ -5,9 +5,12 @@ import signal
 import sys
 import textwrap
 import time
+from contextlib import ExitStack
 
 from tqdm import tqdm
 
+from cifar_lab import escape
+from cifar_lab.program import handling
 from cifar_lab.run_folder.reader import final_epochs
 
 
@@ -71,12 +74,13 @@ class Console:
     """Progress of a lockstep group: a bar over epochs and one over the batches of the epoch."""
 
     def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
+        self.terminal = sys.stderr is not None and sys.stderr.isatty()
         self._epochs: tqdm | None = None
         self._batches: tqdm | None = None
 
     def say(self, text: str) -> None:
         """One line, above the bars if there are any."""
+        text = "\n".join(map(escape.terminal, text.split("\n")))
         if self.terminal:
             tqdm.write(text)
         else:
@@ -135,24 +139,29 @@ class Stopped(Exception):
         self.saved = saved
 
 
-class StopSignals:
-    """Notes SIGINT and SIGTERM while it is entered, so that a step can be finished; a second one stops at once."""
+IMPATIENT = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignals(ExitStack):
+    """Notes the signals that ask to stop while it is entered, so that a step can be finished.
+
+    A second Ctrl-C or SIGTERM stops at once. The others often come in pairs (a terminal that closes sends SIGHUP
+    twice), or announce a SIGTERM.
+    """
 
     def __init__(self) -> None:
+        super().__init__()
         self.received: int | None = None
 
     def _note(self, number: int, frame) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received = number
+        elif {self.received, number} <= set(IMPATIENT):
             raise Stopped(number, saved=False)
-        self.received = number
 
     def __enter__(self) -> "StopSignals":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.enter_context(handling(self._note))
         return self
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class Stopwatch:

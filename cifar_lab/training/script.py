@@ -2,25 +2,27 @@
 
 import ast
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from cifar_lab import program
 from cifar_lab.data import cache
 from cifar_lab.data.datasets import Source
 from cifar_lab.losses import LOSSES
 from cifar_lab.measures.evaluation import evaluate
 from cifar_lab.networks import Description, NetworkError, build, describe, networks_of
-from cifar_lab.project import ROOT
+from cifar_lab.program import fail
+from cifar_lab.project import ROOT, command
 from cifar_lab.run_folder import tensorboard
 from cifar_lab.run_folder.checkpoint import CheckpointError, load_model
 from cifar_lab.run_folder.schema import RunFileError, read_config, trained_to
 from cifar_lab.run_folder.writer import Busy, FolderError, Recorder, environment
-from cifar_lab.settings import PUBLISHED, RunConfig, Settings, fail, number, parse, run_folder
+from cifar_lab.settings import PUBLISHED, RunConfig, Settings, number, parse, run_folder
 from cifar_lab.training.console import Console, Stopped, StopSignals, counted
 from cifar_lab.training.device import Device, DeviceError, choose
 from cifar_lab.training.group import Lockstep
@@ -57,7 +59,7 @@ def groups(cls: type[Settings], file: str | Path, argv: list[str]) -> Iterator[L
     description = description_of(settings)
     for config in settings.runs(settings.seed[0]):
         folder = run_folder(settings.results, settings.preset, config)
-        if folder.resolve().is_relative_to((ROOT / "results" / PUBLISHED).resolve()):
+        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(ROOT / "results" / PUBLISHED)):
             raise FolderError(f"{folder}: the runs there came with the repository; training writes elsewhere")
     data = load_data(settings, source, description.classes)
     settings = replace(settings, data_digest=data.digest)
@@ -88,6 +90,8 @@ def groups(cls: type[Settings], file: str | Path, argv: list[str]) -> Iterator[L
                     names = ", ".join(run.recorder.folder.name for run in group.runs)
                     console.say(f"into {first.recorder.folder.parent}: {names}")
                     yield group
+            if stop.received is not None:  # noted after the last step
+                raise Stopped(stop.received)
 
 
 def description_of(settings: Settings) -> Description:
@@ -98,6 +102,8 @@ def description_of(settings: Settings) -> Description:
         except NetworkError:
             raise
         except Exception as error:  # a user's builder can raise anything
+            if program.is_out_of_memory(error):
+                raise
             raise NetworkError(f"cannot be built: {error or type(error).__name__}") from None
 
 
@@ -173,7 +179,7 @@ def open_group(
             if run.resume(console.say):
                 console.say(f"{recorder.folder}: continues after epoch {run.position.epochs}, step {run.position.step}")
             planned = max(settings.epochs, run.position.epochs)  # a run is not cut short by fewer
-            recorder.start(planned, described | {"threads": threads}, run.width_factors)
+            recorder.start(planned, described | {"threads": threads}, run.width_factors, settings.command)
             if settings.log:
                 recorder.check_held()
                 recorder.events = tensorboard.Events(recorder.folder / tensorboard.FOLDER, recorder.folder)
@@ -260,7 +266,7 @@ def evaluate_folder(settings: Settings) -> None:
     if config.model not in settings.networks:
         raise CheckpointError(
             f"{folder}: of the network {config.model}, not one of {', '.join(settings.networks)}; "
-            f"python {content['network']['script']} --evaluate has it"
+            f"{command(content['network']['script'], '--evaluate', folder)} has it"
         )
     script = settings.networks[config.model].script
     model, state = load_model(folder, script)
@@ -296,10 +302,14 @@ def evaluate_folder(settings: Settings) -> None:
 
 def run(main: Callable[[list[str]], None], argv: list[str]) -> None:
     """Runs a script to its exit status: 0, or one line on standard error and 2 (bad input), 1 (disk, memory, a second
-    writer), 130 or 143 (stopped by a signal)."""
-    name = os.path.basename(sys.argv[0])
+    writer), or 128 and the number of the signal that stopped it."""
+    program.run(partial(_run, main), argv)
+
+
+def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
+    name = program.name()
     try:
-        main(argv)
+        return main(argv)
     except (cache.DataError, DeviceError, CheckpointError, NetworkError, tensorboard.Missing) as error:
         fail(f"{name}: {error}")
     except FolderError as error:
@@ -311,9 +321,9 @@ def run(main: Callable[[list[str]], None], argv: list[str]) -> None:
         if stopped.saved:
             how = "stopped, everything trained so far is saved; the same command continues"
         fail(f"{name}: {how}", stopped.status)
-    except KeyboardInterrupt:
-        fail(f"{name}: interrupted", 130)
-    except torch.OutOfMemoryError as error:
-        fail(f"{name}: the device is out of memory, a smaller --batch-size helps ({error})", 1)
-    except OSError as error:
-        fail(f"{name}: {error.filename or 'writing'}: {error.strerror or error}; the same command continues later", 1)
+    except Exception as error:
+        if not (line := program.complaint(error)):
+            raise
+        helps = "a smaller --batch-size or --width needs less"
+        more = helps if program.is_out_of_memory(error) else "the same command continues later"
+        fail(f"{name}: {line}; {more}", 1)
