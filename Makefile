@@ -11,7 +11,7 @@ SIZES := $(if $(CPU_ONLY),0.3 GB to download and 1 GB on disk,3 GB to download a
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quick laptop report paper paper-quick data test lint bench gpu-check soak mutate
+.PHONY: quick laptop report paper paper-quick data test lint bench gpu-check soak fuzz mutate
 
 quick laptop report paper paper-quick: data
 	$(RUN) -m cifar_lab.reproduce $@ --seed $(SEEDS) $(SECONDS_LIMIT)
@@ -36,6 +36,9 @@ gpu-check: $(VENV)/.develop data
 
 soak: $(VENV)/.develop
 	$(RUN) -m tests.soak
+
+fuzz: $(VENV)/.develop
+	$(RUN) -m tests.fuzz
 
 mutate: $(VENV)/.mutate data
 	$(RUN) -m tests.mutate --write

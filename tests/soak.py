@@ -26,6 +26,7 @@ from synthetic import write_synthetic  # noqa: E402
 from trainings import Training, content, differences, flags, unfinished_files  # noqa: E402
 
 from bench.output import RESULTS, described, header, markdown_table, write  # noqa: E402
+from cifar_lab.program import STOP_SIGNALS  # noqa: E402
 from cifar_lab.run_folder.reader import find_run_folders, read_run  # noqa: E402
 from cifar_lab.run_folder.schema import RunFileError  # noqa: E402
 from cifar_lab.settings import Parser, Settings, integer, path  # noqa: E402
@@ -40,8 +41,9 @@ COMMANDS = (
 )
 CHECKPOINT_SECONDS = ("0", "0.2")
 # Three kills in four cannot be caught; the others ask the training to stop.
-SIGNALS = (signal.SIGKILL,) * 6 + (signal.SIGTERM, signal.SIGINT) if hasattr(signal, "SIGKILL") else ()
-CAUGHT = (0, 128 + signal.SIGTERM, 128 + signal.SIGINT)
+ASKING = STOP_SIGNALS[:4]  # Ctrl-C, `kill`, a terminal that closes, a batch system
+SIGNALS = (signal.SIGKILL,) * 12 + ASKING if hasattr(signal, "SIGKILL") else ()
+CAUGHT = (0, *(128 + number for number in ASKING))
 
 
 def undisturbed(data: Path, script: str, words: list[str]) -> tuple[dict, float]:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from cifar_lab.data.datasets import DATA_SETS, Source
 from cifar_lab.data.sources import LARGEST_PART, Arrays, DataError, naming
+from cifar_lab.program import is_out_of_memory
 from cifar_lab.run_folder.files import open_regular
 from cifar_lab.settings import MOST_CLASSES, SIZE
 
@@ -136,5 +137,7 @@ def _pixels(path: Path) -> np.ndarray:
             upright = ImageOps.exif_transpose(image).convert("RGB")
             return np.asarray(upright.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
     except Exception as error:  # a parser raises nearly anything on a damaged file
+        if is_out_of_memory(error):
+            raise
         why = "not a picture" if isinstance(error, UnidentifiedImageError) else f"cannot be decoded: {error}"
         raise DataError(f"{path.parent.name}/{path.name}: {why}") from None

@@ -111,7 +111,7 @@ def _names(series: Sequence[Series], apart: Sequence[str] = ()) -> list[dict[str
     differing = {label: [n for n in sets.differing(group) if n not in apart] for label, group in networks.items()}
     return [
         {
-            "network": (label := look_of[of.runs[0]].label).replace(r"\$", "$"),
+            "network": (label := look_of[of.runs[0]].label),
             "settings": ", ".join(of.named(name) for name in differing[label]),
             "color": look_of[of.runs[0]].colour,
             "shade": networks[label].index(of) / max(1, len(networks[label]) - 1),

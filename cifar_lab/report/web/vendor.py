@@ -9,11 +9,12 @@ files.
 import base64
 import hashlib
 import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
-from cifar_lab.settings import fail
+from cifar_lab.program import fail, run
 
 FOLDER = Path(__file__).parent / "uplot"
 PACKAGE = "uplot@1.6.32"
@@ -25,7 +26,7 @@ FILES = {  # of the package, with their SHA-256 sums
 }
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Replaces the files. Exits with status 1, and leaves them, if the package is not the one that is named above."""
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -45,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, sys.argv[1:])
