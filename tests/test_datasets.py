@@ -130,7 +130,7 @@ def test_pictures_of_every_kind(tmp_path):
     top[:20] = 255
     Image.fromarray(top[..., 0]).save(root / "red" / "gray.png")
     Image.fromarray(top).convert("P").save(root / "red" / "palette.png")
-    Image.fromarray(np.dstack([top, top[..., :1] // 2])).save(root / "red" / "transparent.png")
+    Image.fromarray(np.dstack([0 * top, 255 - top[..., :1]])).save(root / "red" / "transparent.png")  # on white
     Image.fromarray(top).convert("CMYK").save(root / "red" / "inks.jpg", quality=95)
     turned = Image.Exif()
     turned[0x0112] = 3  # upside down
@@ -202,7 +202,7 @@ BAD = {
     "one picture": (lambda root: [p.unlink() for p in (root / "red").glob("[1-9]*")], "red: one picture"),
     "no picture": (lambda root: (root / "red" / "a.png").write_text("text"), "a.png: not a picture"),
     "half a picture": (damaged, r"0.png: cannot be decoded: .*truncated"),
-    "deep colors": (lambda root: Image.fromarray(np.zeros((9, 9), np.uint16)).save(root / "red" / "a.png"), "8 bits"),
+    "deep colors": (lambda root: Image.new("I", (9, 9), 70_000).save(root / "red" / "a.tif"), "not 8 or 16 bits"),
     "no file": (lambda root: os.mkfifo(root / "red" / "a.png"), "red/a.png: .*not a regular file"),
     "a link to nothing": (lambda root: (root / "red" / "a.png").symlink_to("nowhere"), "FileNotFoundError"),
     "not printable": (lambda root: (root / "red").rename(root / "re\nd"), r"'re\\nd' has a name that"),

@@ -2,8 +2,7 @@
 
 Without train/ and test/, a fifth of each class is the test set: the pictures whose paths have the smallest SHA-256
 sums, so that one more picture moves hardly any other. In that order, which has nothing to do with the classes, the
-images are kept. Each is decoded by Pillow, turned as its camera says, stretched to 32 x 32 and kept in three channels
-of 8 bits; what is transparent has the color that lies under it.
+images are kept, as `pictures` decodes them.
 """
 
 import hashlib
@@ -19,12 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from cifar_lab.data.datasets import DATA_SETS, Source
-from cifar_lab.data.sources import LARGEST_PART, Arrays, DataError, naming
-from cifar_lab.program import is_out_of_memory
-from cifar_lab.run_folder.files import open_regular
-from cifar_lab.settings import MOST_CLASSES, SIZE
+from cifar_lab.data.pictures import SUFFIXES, decode
+from cifar_lab.data.sources import Arrays, DataError, naming
+from cifar_lab.settings import MOST_CLASSES
 
-PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
 TEST_SHARE = 5  # without a test folder, one picture of so many
 
 Listed = tuple[tuple[Path, int], ...]  # pictures with their labels
@@ -108,9 +105,9 @@ def _pictures(folder: Path, root: Path) -> list[Path]:
         raise error
 
     found = [Path(place, name) for place, _, names in os.walk(folder, onerror=refuse) for name in names]
-    found = [path for path in found if path.suffix.lower() in PICTURES and not path.name.startswith(".")]
+    found = [path for path in found if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     if not found:
-        raise DataError(f"{folder.relative_to(root)}: no pictures ({' '.join(PICTURES)})")
+        raise DataError(f"{folder.relative_to(root)}: no pictures ({' '.join(SUFFIXES)})")
     return sorted(found, key=partial(_digest, root))
 
 
@@ -127,17 +124,7 @@ def _stamp(root: Path, paths: list[Path]) -> str:
 
 def _pixels(path: Path) -> np.ndarray:
     """A picture as (32, 32, 3) uint8. Raises DataError."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     try:
-        with open_regular(path, LARGEST_PART) as file, Image.open(file) as image:
-            image.draft("RGB", (4 * SIZE, 4 * SIZE))  # a large JPEG is decoded at a fraction of its size
-            if image.mode[0] in "IF":
-                raise ValueError("more than 8 bits in a channel")
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            return np.asarray(upright.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
-    except Exception as error:  # a parser raises nearly anything on a damaged file
-        if is_out_of_memory(error):
-            raise
-        why = "not a picture" if isinstance(error, UnidentifiedImageError) else f"cannot be decoded: {error}"
-        raise DataError(f"{path.parent.name}/{path.name}: {why}") from None
+        return decode(path)
+    except DataError as error:
+        raise DataError(f"{path.parent.name}/{path.name}: {error}") from None
