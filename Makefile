@@ -50,7 +50,7 @@ $(VENV)/.run: requirements.txt
 	$(RUN) -m pip install -q -r requirements.txt
 	touch $@
 
-$(VENV)/.develop: requirements-dev.txt $(VENV)/.run
+$(VENV)/.develop: requirements-dev.txt requirements-export.txt $(VENV)/.run
 	$(RUN) -m pip install -q -r requirements-dev.txt
 	touch $@
 

@@ -393,6 +393,19 @@ class Settings:
         path,
         metavar="RUN_FOLDER",
     )
+    data: str | None = flag(
+        None, "with --evaluate: on the pictures of this folder instead, a subfolder for each class", path,
+        metavar="FOLDER",
+    )  # fmt: skip
+    export: str | None = flag(
+        None, "with --evaluate: write the network to this file instead: .safetensors, .onnx or .pt2", path,
+        metavar="FILE",
+    )  # fmt: skip
+    predict: tuple[str, ...] | None = flag(
+        None, "with --evaluate: classify these pictures, and all in these folders, instead", path, many=True,
+        metavar="PICTURE",
+    )  # fmt: skip
+    save: str | None = flag(None, "with --predict: write the predictions to this CSV file too", path, metavar="FILE")
     options: Mapping[str, Any] = field(default_factory=dict)  # of the networks, those that were given
     given: frozenset[str] = frozenset()  # the fields whose flags were given
     classes: int = RunConfig.classes  # of the data set
@@ -407,6 +420,16 @@ class Settings:
 
     def complaint(self) -> str:
         """Why these settings do not go together; empty if they do."""
+        for name, needed in (
+            ("data", "evaluate"),
+            ("export", "evaluate"),
+            ("predict", "evaluate"),
+            ("save", "predict"),
+        ):
+            if getattr(self, name) and not getattr(self, needed):
+                return f"--{name}: goes with --{needed} only"
+        if self.data and (self.export or self.predict):
+            return "--data: goes neither with --export nor with --predict"
         network = self.networks[self.network]
         for name in self.options:
             if name not in network.options:

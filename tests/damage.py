@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from cifar_lab.measures.surface import Grid, layout
+from cifar_lab.measures.surface import Grid
+from cifar_lab.measures.surface import header as surface_header
 
 # --- Run folders ------------------------------------------------------------------------------------------------------
 
@@ -167,7 +168,7 @@ def surface_file(run_folder: Path, draw: random.Random) -> None:
         + b".csv"
     )
     with open(file, "w", encoding="utf-8") as out:
-        out.write(layout(grid, "0" * 64).header + "".join(lines))
+        out.write(surface_header(grid, "0" * 64) + "".join(lines))
 
 
 # --- Checkpoints ------------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ ORDER = (
 )  # fmt: skip
 # What may be imported in a function: PyTorch, matplotlib, pillow, what need not be installed, and modules of ours that
 # need one of them.
-SLOW = ("torch", "matplotlib", "PIL", "scipy", "cifar_lab.figures", "cifar_lab.training", "cifar_lab.networks",
-        "cifar_lab.run_folder.checkpoint", "cifar_lab.measures.evaluation")  # fmt: skip
+SLOW = ("torch", "matplotlib", "PIL", "scipy", "safetensors", "cifar_lab.figures", "cifar_lab.training",
+        "cifar_lab.networks", "cifar_lab.run_folder.checkpoint", "cifar_lab.measures.evaluation")  # fmt: skip
 MODULES = sorted(p for p in (ROOT / "cifar_lab").rglob("*.py") if p.name != "__init__.py")
 SCRIPTS = sorted(ROOT.glob("*.py"))
 

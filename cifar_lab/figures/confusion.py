@@ -11,8 +11,13 @@ from cifar_lab.figures.style import plt, save, wrapped
 LARGE = 15  # classes up to which a cell has room for its number
 
 
-def draw_confusion(counts: np.ndarray, classes: Sequence[str], stem: str | Path, *, title: str) -> list[Path]:
-    """Confusion matrix: counts (C, C), row the true class, column the prediction. Returns the files' paths."""
+def draw_confusion(
+    counts: np.ndarray, classes: Sequence[str], stem: str | Path, *, title: str, what: str = "test images"
+) -> list[Path]:
+    """Confusion matrix: counts (C, C), row the true class, column the prediction. Returns the files' paths.
+
+    what: of which images.
+    """
     large, page = len(classes) <= LARGE, max(1.0, len(classes) / 40)  # their names need it
     figure, axes = plt.subplots(figsize=(6.4 * page, 5.6 * page))
     share = 100 * counts / counts.sum(axis=1, keepdims=True).clip(min=1)
@@ -26,6 +31,6 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[str], stem: str | Path,
     axes.tick_params(labelsize="medium" if large else 6)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.grid(False)
-    figure.suptitle(escape.figure(wrapped(f"{title}: test images by class", 85)), fontsize=10)
+    figure.suptitle(escape.figure(wrapped(f"{title}: {what} by class", 85)), fontsize=10)
     figure.colorbar(image, label="share of the true class (%)", shrink=0.8)
     return save(figure, stem)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cifar_lab.networks import Description
 from cifar_lab.optimizers import build_optimizer
+from cifar_lab.run_folder.inputs import is_plain
 from cifar_lab.run_folder.schema import completed
 from cifar_lab.settings import MOST_EPOCHS, RunConfig, differing
 from cifar_lab.width import parameter_groups
@@ -98,7 +99,9 @@ class Form:
         if not isinstance(state, dict):
             yield "not a checkpoint of this project"
             return
-        yield from _keys("the checkpoint", state, needed, {"probes_stopped_at"})
+        yield from _keys("the checkpoint", state, needed, {"probes_stopped_at", "inputs"})
+        if "inputs" in state and not is_plain(state["inputs"]):
+            yield "inputs are not classes, shape, mean and deviation"
         yield from self._of_identity(state)
         yield from _tensors("model", state["model"], self._model)
         yield from self._of_position(state)

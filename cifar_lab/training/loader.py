@@ -4,14 +4,18 @@ On a CPU that happens batch by batch, in cache. On a GPU an epoch's images are a
 75 kernels of the augmentation take as long for a hundred images as for thousands, and a step is left with a gather.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cifar_lab.data.cache import DataSet
+from cifar_lab.data.cache import CIFAR10, DataSet
+from cifar_lab.data.datasets import DATA_SETS
+from cifar_lab.data.sources import DataError
+from cifar_lab.run_folder.inputs import Inputs
 from cifar_lab.training.augment import augment, normalize, to_unit
 from cifar_lab.training.device import Device
 from cifar_lab.training.plan import SIZE, epoch_plan, held_out
@@ -19,6 +23,15 @@ from cifar_lab.training.plan import SIZE, epoch_plan, held_out
 Batches = Iterator[tuple[Tensor, Tensor]]  # images (B, 3, 32, 32) in [-1, 1], labels (B,)
 
 AHEAD = 5_000  # images augmented at once on a GPU; the epoch's 50,000 take 0.6 GB in fp32
+
+
+def inputs_of(state: Mapping[str, Any]) -> Inputs:
+    """What a checkpoint says that its network takes. Raises DataError if it says nothing, unless it is of CIFAR-10."""
+    if "inputs" in state:
+        return Inputs.of_plain(state["inputs"])
+    if (name := state["config"].get("dataset", CIFAR10)) != CIFAR10:
+        raise DataError(f"the checkpoint does not say what the classes of {name} are; --fresh trains the run again")
+    return Inputs(DATA_SETS[CIFAR10].classes)
 
 
 class Loader:
@@ -50,6 +63,8 @@ class Loader:
             validation = held_out(seed, data.train_labels[:train_size], validation_size)
             trained = np.delete(np.arange(train_size), validation)
         self.device = device
+        mean, deviation = data.normalization
+        self.inputs = Inputs(data.classes, mean=mean, deviation=deviation)
         self.seed = seed
         self.batch_size = batch_size
         self.augment = augment

@@ -240,6 +240,7 @@ class TrainingRun:
         return {
             "config": asdict(self.config),
             "fingerprint": self.description.fingerprint,
+            "inputs": self._loader.inputs.plain(),
             "model": {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()},
             "optimizer": optimizer,
             "epochs": epochs,

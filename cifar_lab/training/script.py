@@ -13,16 +13,15 @@ import torch
 from cifar_lab import program
 from cifar_lab.data import cache
 from cifar_lab.data.datasets import Source
-from cifar_lab.losses import LOSSES
-from cifar_lab.measures.evaluation import evaluate
 from cifar_lab.networks import Description, NetworkError, build, describe, networks_of
 from cifar_lab.program import fail
-from cifar_lab.project import ROOT, command
+from cifar_lab.project import ROOT
 from cifar_lab.run_folder import tensorboard
-from cifar_lab.run_folder.checkpoint import CheckpointError, load_model
+from cifar_lab.run_folder.checkpoint import CheckpointError
 from cifar_lab.run_folder.schema import RunFileError, read_config, trained_to
 from cifar_lab.run_folder.writer import Busy, FolderError, Recorder, environment
 from cifar_lab.settings import PUBLISHED, RunConfig, Settings, number, parse, run_folder
+from cifar_lab.training import export, trained
 from cifar_lab.training.console import Console, Stopped, StopSignals, counted
 from cifar_lab.training.device import Device, DeviceError, choose
 from cifar_lab.training.group import Lockstep
@@ -44,13 +43,13 @@ def groups(cls: type[Settings], file: str | Path, argv: list[str]) -> Iterator[L
     learning rate), each ready to be trained from its position.
 
     cls: the script's flags; file: the script itself. Complete runs are left out, with a line that says so. Nothing is
-    created before everything is checked. With `--evaluate` there is no group: the checkpoint is evaluated instead.
+    created before everything is checked. With `--evaluate` there is no group: see `training.trained`.
     """
     settings = settings_of(cls, file, argv)
     if settings.log:
         tensorboard.check()
     if settings.evaluate:
-        evaluate_folder(settings)
+        trained.use(settings)
         return
     source = cache.find(settings.dataset, settings.data_dir)
     settings = with_data(settings, source)
@@ -255,51 +254,6 @@ def _is_complete(recorder: Recorder, settings: Settings, console: Console) -> bo
     return False
 
 
-def evaluate_folder(settings: Settings) -> None:
-    """Test loss and accuracy of a run's newest checkpoint, overall and per class; the confusion matrix as a figure."""
-    folder = Path(settings.evaluate)
-    try:
-        content = read_config(folder)
-    except RunFileError as error:
-        raise CheckpointError(f"{error}; --evaluate takes the folder of a run") from None
-    config = RunConfig(**content["settings"])
-    if config.model not in settings.networks:
-        raise CheckpointError(
-            f"{folder}: of the network {config.model}, not one of {', '.join(settings.networks)}; "
-            f"{command(content['network']['script'], '--evaluate', folder)} has it"
-        )
-    script = settings.networks[config.model].script
-    model, state = load_model(folder, script)
-    device = choose(settings, config.precision if config.device == "cpu" else None)
-    test_size = min(config.test_size, settings.test_size if "test_size" in settings.given else config.test_size)
-    try:
-        data = cache.of_run(content, settings.data_dir, settings.dataset if "dataset" in settings.given else None)
-        classes = describe(model, config.classes).classes
-        for labels in (data.train_labels, data.test_labels):  # either would say that the data are not the run's
-            cache.check_labels(labels, classes)
-    except cache.DataError as error:
-        raise cache.DataError(f"{folder}: {error}") from None
-    loader = Loader(data, device, seed=0, batch_size=2, train_size=2, test_size=test_size)
-    model = device.place(model)
-    criterion = LOSSES[config.loss].function
-    loss, confusion, _ = evaluate(lambda images: device.forward(model, images), loader.test_batches(), criterion)
-    confusion = confusion.cpu().numpy()
-    total = int(confusion.sum())
-    position = f"epoch {state['epochs']}" + (f", step {state['step']} of the next" if state["step"] else "")
-    print(f"{folder}: after {position}, {total} test images, {device.precision}")
-    print(f"test loss {float(loss) / total:.4f}, test accuracy {100 * int(confusion.trace()) / total:.2f}%")
-    # A network can have more outputs than there are classes.
-    names = [*data.classes, *map(str, range(len(data.classes), len(confusion)))]
-    longest = max(map(len, names))
-    for name, row, right in zip(names, confusion, confusion.diagonal(), strict=True):
-        print(f"  {name:<{longest}} {100 * int(right) / max(int(row.sum()), 1):6.2f}%  of {int(row.sum())}")
-    from cifar_lab.figures.confusion import draw_confusion  # matplotlib takes a second to import
-
-    title = f"{config.model}, {folder.name}"
-    for path in draw_confusion(confusion, names, folder / "confusion", title=title):
-        print(path)
-
-
 def run(main: Callable[[list[str]], None], argv: list[str]) -> None:
     """Runs a script to its exit status: 0, or one line on standard error and 2 (bad input), 1 (disk, memory, a second
     writer), or 128 and the number of the signal that stopped it."""
@@ -310,7 +264,7 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None
     name = program.name()
     try:
         return main(argv)
-    except (cache.DataError, DeviceError, CheckpointError, NetworkError, tensorboard.Missing) as error:
+    except (cache.DataError, DeviceError, CheckpointError, NetworkError, tensorboard.Missing, export.Missing) as error:
         fail(f"{name}: {error}")
     except FolderError as error:
         fail(f"{name}: {error}", 1 if isinstance(error, Busy) else 2)
