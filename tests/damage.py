@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from cifar_lab.measures.surface import Grid
-from cifar_lab.measures.surface import header as surface_header
+from cifar_lab.measures.surface import Grid, layout
 
 # --- Run folders ------------------------------------------------------------------------------------------------------
 
@@ -168,7 +167,7 @@ def surface_file(run_folder: Path, draw: random.Random) -> None:
         + b".csv"
     )
     with open(file, "w", encoding="utf-8") as out:
-        out.write(surface_header(grid, "0" * 64) + "".join(lines))
+        out.write(layout(grid, "0" * 64).header + "".join(lines))
 
 
 # --- Checkpoints ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import landscape
 import plot_results
 from cifar_lab import escape
 from cifar_lab.figures.style import plt
-from cifar_lab.measures.surface import Grid, header
+from cifar_lab.measures.surface import Grid, layout
 
 # Markup of every place, control characters, bytes that are no text (surrogates), and characters that turn lines.
 PIECES = [
@@ -155,7 +155,7 @@ def write_hostile(results, texts, lines):
     name = re.sub(r"[/\0]", "", texts())
     for file in (folder / f"surface-{name}.csv", results / "quick" / f"switches-{name}.csv"):
         file.write_text("")
-    (folder / f"{GRID.stem}.csv").write_text(f"{header(GRID, 64 * '0')}-1.0,0.0,2.5\n")
+    (folder / f"{GRID.stem}.csv").write_text(f"{layout(GRID, 64 * '0').header}-1.0,0.0,2.5\n")
     row = {"effect": "0.5", "low": "", "high": "", "changes side at": "1.0", "with the preset's settings": "0.1",
            "degrees of freedom": "3"} | {key: texts() for key in SWITCHES}  # fmt: skip
     with open(results / "quick" / "switches-level.csv", "w", newline="", encoding="utf-8", errors="replace") as lines:

@@ -29,7 +29,7 @@ def drops_a_row() -> None:
     """Whatever is appended to a log lacks its first row."""
     append = files.append
     with_small_network()
-    files.append = lambda path, text: append(path, text[text.index("\n") + 1 :])
+    files.append = lambda path, text, *more: append(path, text[text.index("\n") + 1 :], *more)
 
 
 @pytest.fixture(scope="module")

@@ -175,7 +175,7 @@ def _draw_seeds(axes: Axes, quantity: str, curve: Curve, wider: float) -> None:
 def _draw_line(axes: Axes, row: np.ndarray, curve: Curve, label: str | None, **style: float) -> None:
     marker = "o" if len(row) <= EPOCHS_WITH_MARKERS else None
     epochs = np.arange(1, len(row) + 1)
-    label = None if label is None else escape.figure(label)
+    label = None if label is None else escape.figure(label) or " "
     axes.plot(epochs, row, curve.style, color=curve.look.colour, label=label, marker=marker, markersize=3, **style)
 
 

@@ -8,6 +8,7 @@ from cifar_lab.figures.style import Figures, loss_label, loss_unit, network_labe
 from cifar_lab.measures.line import Line, barrier, read_line
 from cifar_lab.run_folder.measured import command
 from cifar_lab.run_folder.reader import Run, measured_files
+from cifar_lab.settings import above
 
 COLOURS = {"training": "#0072B2", "test": "#D55E00"}
 
@@ -18,7 +19,7 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
         if found.complete:
             draw(figures, results / preset / "figures", run, file.stem, found)
         else:
-            ends = [run.folder, run.folder.parents[2] / found.to]
+            ends = [run.folder, above(run.folder, 3) / found.to]
             figures.missing.append((file.stem, command("line", ends, found.grid)))
 
 

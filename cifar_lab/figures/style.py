@@ -37,8 +37,8 @@ class Look(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The label in a figure."""
-        return escape.figure(self.label)
+        """The label in a figure; a legend leaves out an empty one."""
+        return escape.figure(self.label) or " "
 
 
 def network_label(run: Run) -> str:

@@ -31,6 +31,7 @@ from cifar_lab.measures.statistics import (
 )
 from cifar_lab.report.claims import CLAIMS, FEWEST_EVENTS, Claim, Measure, Plan
 from cifar_lab.run_folder.reader import Run, own_runs, report_runs
+from cifar_lab.settings import above
 
 SUPPORTED, REVERSED, UNDECIDED = "supported", "reversed", "undecided"
 DEPENDS, DIVERGED, NOT_RUN = "depends on the definition", "diverged", "not run"
@@ -143,7 +144,7 @@ def judge_all(
 
     results: the folder into which the commands named in a verdict train; by default the one that the runs are in.
     """
-    results = results or (runs[0].folder.parents[2] if runs else "results")
+    results = results or (above(runs[0].folder, 3) if runs else "results")
     found = report_runs(runs, preset)
     return decide([weigh(claim, found, preset, results) for claim in claims])
 
