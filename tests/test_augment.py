@@ -285,7 +285,7 @@ def test_flips_and_crops_are_torchvisions_bit_for_bit():
     """Of each image padded by four black pixels; the offsets and flips of the plan."""
     pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8))
     plan = epoch_plan(seed=2, epoch=3, images=40, augment="flip-crop")
-    got = A.augment(pixels, torch.from_numpy(plan.table()), "flip-crop")
+    got = A.augment(pixels, torch.from_numpy(plan.table()), kind="flip-crop")
     for image, out, (top, left, *size), flip in zip(pixels, got, plan.crop.astype(int), plan.flip, strict=True):
         expected = TF.crop(TF.pad(image.permute(2, 0, 1), 4), top + 4, left + 4, *size)
         expected = TF.hflip(expected) if flip else expected

@@ -567,7 +567,7 @@ def test_settings_that_do_not_fit_the_data_are_one_line(trained, tmp_path, capsy
     for more, why in (
         (["--train-size=25"], "--train-size 25: the data set has 24 images"),
         (["--test-size=7"], "--test-size 7: the data set has 6 images"),
-        (["--bn", "--batch-size=23"], "with --train-size 24 the last batch is one image"),
+        (["--bn", "--batch-size=23"], "the last batch of 24 training images is one image"),
     ):
         assert why in refusal(capsys, MyVGG.main, [*words, *more])
     assert "--train-size 50001: the data set has 50000 images" in refusal(capsys, MyVGG.main, ["--train-size=50001"])

@@ -85,6 +85,12 @@ def lines_that_start(start):
     return [start] if start in TYPED else [command for command in TYPED if command.startswith(start)]
 
 
+def meant(word):
+    """What a word stands for: of a run's folder the one whose name ends in the small sizes."""
+    pattern = f"{word}-{SIZES}*" if word.startswith("results/quick/") and "*" not in word else word
+    return sorted(glob.glob(pattern)) if "*" in pattern else [word]
+
+
 def typed(start, project, data=None, *more):
     """Runs the lines of the table that start so, in a folder of its own; returns what they say. more: last words."""
     commands = lines_that_start(start)
@@ -92,9 +98,10 @@ def typed(start, project, data=None, *more):
     with contextlib.chdir(project), contextlib.redirect_stdout(io.StringIO()) as said:
         for command in commands:
             _, script, *words = shlex.split(command)
+            words = [file for word in words for file in meant(word)]
             if script.startswith("My"):
-                words += [*TINY.split(), f"--data-dir={data}", f"--results={project / 'results'}", *more]
-            words = [file for word in words for file in (sorted(glob.glob(word)) if "*" in word else [word])]
+                words += [*TINY.split(), f"--results={project / 'results'}"]
+            words += [f"--data-dir={data}"] * (data is not None) + list(more)
             assert not SCRIPTS[script](words)
     return said.getvalue()
 
@@ -207,6 +214,21 @@ def test_the_band_of_any_runs(project):
     assert "of VGG-A and VGG-A + BatchNorm: " in band and ratio.endswith("VGG-A + BatchNorm / VGG-A")
     for line in (ratio, band):
         assert Path(line.partition(".png")[0] + ".png").read_bytes().startswith(PNG)
+
+
+def test_measures_around_trained_networks(tmp_path, synthetic_data):
+    typed("python MyVGG.py --preset quick --seed 1 --keep-every", tmp_path, synthetic_data, "--epochs=6")
+    typed("python MyVGG.py --preset quick --seed 1 --keep-every", tmp_path, synthetic_data, "--epochs=6", "--seed=0")
+    said = typed("python landscape.py path", tmp_path, synthetic_data, "--points=3")
+    said += typed("python landscape.py line", tmp_path, synthetic_data, "--points=3")
+    said += typed("python landscape.py sharpness", tmp_path, synthetic_data, "--iterations=3")
+    found = [word for word in said.split() if word.endswith(".png")]
+    for words in ("barrier of the training loss: ", "barrier of the test error: ", "largest eigenvalues: "):
+        assert words in said
+    figures = sorted((tmp_path / "results/quick/figures").glob("*.png"))
+    assert [path.name.partition("-")[0] for path in figures] == ["line", "path", "sharpness"], found
+    for path in figures:
+        assert path.read_bytes().startswith(PNG)
 
 
 def test_the_table_of_all_runs(project):
