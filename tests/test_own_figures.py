@@ -25,7 +25,7 @@ import landscape
 import MyFramework
 import MyVGG
 import plot_results
-from cifar_lab.data.cache import write_cache
+from cifar_lab.data.cache import load, write_cache
 from cifar_lab.data.datasets import DATA_SETS
 from cifar_lab.experiments import config_of
 from cifar_lab.figures import sets
@@ -99,7 +99,7 @@ def typed(start, project, data=None, *more):
         for command in commands:
             _, script, *words = shlex.split(command)
             words = [file for word in words for file in meant(word)]
-            if script.startswith("My"):
+            if script.startswith("My") and "--evaluate" not in words:
                 words += [*TINY.split(), f"--results={project / 'results'}"]
             words += [f"--data-dir={data}"] * (data is not None) + list(more)
             assert not SCRIPTS[script](words)
@@ -123,7 +123,7 @@ def test_every_line_of_the_table_is_typed_in_a_test():
     """By this file: the lines here are the arguments of `typed`, and the one for pandas."""
     source = Path(__file__).read_text(encoding="utf-8")
     starts = {*re.findall(r'typed\(\s*"(python [^"]+)"', source), "pandas.concat"}
-    assert len(TYPED) == 24
+    assert len(TYPED) == 29
     assert set(TYPED) == {command for start in starts for command in lines_that_start(start)}
 
 
@@ -229,6 +229,24 @@ def test_measures_around_trained_networks(tmp_path, synthetic_data):
     assert [path.name.partition("-")[0] for path in figures] == ["line", "path", "sharpness"], found
     for path in figures:
         assert path.read_bytes().startswith(PNG)
+
+
+def test_a_trained_network_is_looked_into_used_and_taken_away(project, synthetic_data):
+    data = load(synthetic_data)
+    for i in range(12):
+        file = project / "pictures" / data.classes[data.test_labels[i]] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(data.test_images[i]).save(file)
+    Image.fromarray(data.test_images[0]).save(project / "cat.png")
+    said = typed("python MyVGG.py --evaluate results/quick/vgg_a_bn/adam-lr1e-3-wd1e-4-seed0", project, synthetic_data)
+    assert "6 test images" in said
+    typed("python MyVGG.py --evaluate results/quick/vgg_a_bn/adam-lr1e-3-wd1e-4-seed0 --data", project)
+    typed("python MyVGG.py --evaluate results/quick/vgg_a_bn/adam-lr1e-3-wd1e-4-seed0 --predict", project)
+    assert len(rows_of(project / "predictions.csv")) == 13
+    pytest.importorskip("safetensors", reason="pip install -r requirements-export.txt")
+    pytest.importorskip("onnxscript", reason="pip install -r requirements-export.txt")
+    typed("python MyVGG.py --evaluate results/quick/vgg_a_bn/adam-lr1e-3-wd1e-4-seed0 --export", project)
+    assert (project / "net.safetensors").stat().st_size > 10_000 and (project / "net.onnx").stat().st_size > 10_000
 
 
 def test_the_table_of_all_runs(project):

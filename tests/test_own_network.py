@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILE = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+(FILE,) = (block for block in BLOCKS if "\n@network" in block)
 TINY = "--train-size 8 --batch-size 4 --test-size 6 --checkpoint-seconds 0 --device cpu --results results --epochs"
 
 

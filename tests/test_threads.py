@@ -313,7 +313,10 @@ sys.meta_path.insert(0, Watch())
 """
 
 
-README = "exec(open('README.md').read().split('```python\\n')[1].split('@network')[0])"  # the imports of its script
+# The imports of its script.
+README = (
+    "exec(next(s for s in open('README.md').read().split('```python\\n') if '\\n@network' in s).split('@network')[0])"
+)
 
 
 @pytest.mark.parametrize(
