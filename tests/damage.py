@@ -5,6 +5,7 @@ import os
 import random
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def change_csv(text: str, draw: random.Random) -> str:
         cell = draw.choice(numbers[:13])
         factor = draw.choice((0.0, -1.0, 1e-40, 1e30))
         for row in table:
-            row[column] = cell if how == 2 else repr(float(row[column]) * factor)
+            with suppress(ValueError):  # a text
+                row[column] = cell if how == 2 else repr(float(row[column]) * factor)
     elif how == 4:
         del table[draw.randrange(len(table)) :]
     elif how == 5:

@@ -75,3 +75,9 @@ def test_the_last_result_is_a_table():
         "| part | tried | tracebacks | hangs over 20 s | lost rows | other |\n| --- | --- | --- | --- | --- | --- |\n"
         "| folders | 13 | 0 | 1 | 1 | 0 |\n| kills | 3 | 1 | 0 | 0 | 0 |\n"
     )
+
+
+def test_a_training_is_paused_where_it_writes(prepared):
+    """While another one takes its folders over; neither loses a row."""
+    items = [fuzz.pause(number, 0, prepared) for number in (0, 9)]
+    assert [(item.tried, item.wrong) for item in items] == [(1, [])] * 2
