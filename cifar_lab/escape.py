@@ -2,11 +2,14 @@
 place. What cannot be printed (control characters, line breaks, bytes that are no text) is shown as its escape.
 """
 
+import csv
 import hashlib
 import html as _html
+import io
 import os
 import re
 import shlex
+from collections.abc import Iterable
 
 LONGEST_NAME = 255  # bytes, of a file's name on the usual file systems
 SUFFIX = 31  # bytes that a name must leave for what is put around it: `.<name>.before-20261126-050646-123456`
@@ -62,6 +65,13 @@ def csv_cell(value: object) -> object:
         return value
     text = terminal(value)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """The content of a CSV file with these rows, its columns' names first; `csv_cell` is for cells from elsewhere."""
+    content = io.StringIO()
+    csv.writer(content, lineterminator="\n").writerows(rows)
+    return content.getvalue()
 
 
 def file_name(text: str, longest: int = LONGEST_NAME - SUFFIX) -> str:

@@ -1,8 +1,8 @@
 """A screening design as switches-<claim>.csv, as a Markdown table, and as lines for the console."""
 
-import csv
-import io
+from collections.abc import Sequence
 
+from cifar_lab.escape import csv_text
 from cifar_lab.report.screening import Effect, Screening
 from cifar_lab.report.verdicts import listed
 
@@ -21,9 +21,7 @@ moves the preset's value to the other side; confirmed: also when it alone differ
 
 def to_csv(screening: Screening) -> str:
     """A row per switch."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    rows: list[Sequence] = [CSV_COLUMNS]
     claim = screening.claim
     shared = (
         claim.id, claim.statement, screening.measure.name, screening.unit, listed(screening.seeds),
@@ -32,8 +30,8 @@ def to_csv(screening: Screening) -> str:
     for of in screening.effects:
         numbers = [f"{x:.6g}" for x in (of.effect, *(of.interval or ()), *of.means)]
         numbers[1:1] = [] if of.interval else ["", ""]
-        writer.writerow([*shared, of.name, *numbers, of.sign, "; ".join(screening.notes)])
-    return out.getvalue()
+        rows.append([*shared, of.name, *numbers, of.sign, "; ".join(screening.notes)])
+    return csv_text(rows)
 
 
 def _measured(of: Effect) -> str:

@@ -1,11 +1,9 @@
 """The verdicts as verdicts.csv, as a Markdown table, and as lines for the console."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 
-from cifar_lab.escape import code
+from cifar_lab.escape import code, csv_text
 from cifar_lab.report.verdicts import Verdict, listed
 
 CSV_COLUMNS = (
@@ -20,9 +18,7 @@ def to_csv(judged: Mapping[str, Sequence[Verdict]]) -> str:
     p: two-sided, of the claim; level: what it must not exceed, after correction. judged: verdicts by source, as
     `judge_sources` returns them.
     """
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    rows: list[Sequence] = [CSV_COLUMNS]
     for source, verdict in ((source, verdict) for source, of_source in judged.items() for verdict in of_source):
         claim, runs = verdict.claim, source or "own runs"
         decision = ("" if x is None else f"{x:.3g}" for x in (verdict.p, verdict.level))
@@ -36,10 +32,10 @@ def to_csv(judged: Mapping[str, Sequence[Verdict]]) -> str:
                 *("" if math.isnan(x) else f"{x:.6g}" for x in numbers),
                 listed(verdict.seeds), " ".join(f"{x:.6g}" for x in estimate.values),
             ]  # fmt: skip
-            writer.writerow([*row, *cells, notes, runs])
+            rows.append([*row, *cells, notes, runs])
         if not verdict.estimates:
-            writer.writerow([*row, *[""] * 8, notes, runs])
-    return out.getvalue()
+            rows.append([*row, *[""] * 8, notes, runs])
+    return csv_text(rows)
 
 
 def to_text(verdicts: Sequence[Verdict]) -> str:

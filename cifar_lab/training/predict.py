@@ -5,8 +5,6 @@ for found in predict("results/quick/vgg_a_bn/adam-lr1e-3-wd1e-4-seed0", ["cat.pn
     print(found.picture, found.best[0])
 """
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,11 +77,9 @@ def _named(inputs: Inputs, indices: list[int], probabilities: list[float]) -> tu
 
 def to_csv(predictions: Iterable[Prediction]) -> str:
     """A row for each picture that could be decoded: its path, and each class with its probability."""
-    content = io.StringIO()
-    rows = csv.writer(content, lineterminator="\n")
-    rows.writerow(["picture", *(f"{what}_{i}" for i in range(1, BEST + 1) for what in ("class", "probability"))])
+    rows = [["picture", *(f"{what}_{i}" for i in range(1, BEST + 1) for what in ("class", "probability"))]]
     for found in predictions:
         if not found.error:
             cells = [str(found.picture), *(cell for name, p in found.best for cell in (name, f"{p:.6f}"))]
-            rows.writerow(map(escape.csv_cell, cells))
-    return content.getvalue()
+            rows.append([escape.csv_cell(cell) for cell in cells])
+    return escape.csv_text(rows)

@@ -1,7 +1,5 @@
 """What the training scripts do with a trained run: evaluate it and look inside, export it, classify pictures."""
 
-import csv
-import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -193,17 +191,14 @@ def _evaluate(
 
 
 def _to_csv(rows: Iterable[tuple], classes: Sequence[str]) -> str:
-    content = io.StringIO()
-    table = csv.writer(content, lineterminator="\n")
-    table.writerow(COLUMNS)
-    table.writerows(
-        [
+    cells = (
+        (
             escape.csv_cell(str(name)),
             escape.csv_cell(classes[true]),
             escape.csv_cell(classes[taken]),
             f"{p:.6f}",
             f"{q:.6f}",
-        ]
+        )
         for name, true, taken, p, q in rows
     )
-    return content.getvalue()
+    return escape.csv_text([COLUMNS, *cells])
