@@ -32,6 +32,7 @@ from cifar_lab.settings import PAPER_PRESETS, name_of
 
 EPOCHS_WITH_MARKERS = 20  # up to here an epoch is marked, so that a line shows how few points it joins
 BLOW_UP = 4.0  # a ratio of the first epoch's loss to the largest later one from which on the first is not shown
+PANEL = 0.88  # of its share of the figure is about what a panel has, its labels aside
 SAME = 0.02  # of the axis: curves nearer than this at most epochs hide each other
 
 
@@ -114,9 +115,7 @@ def draw(title: str, quantities: Sequence[str], curves: Sequence[Curve]) -> Canv
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if quantity.endswith("loss"):
             notes += _set_loss_axis(axes, [run.column(quantity) for run in runs])
-    # Above the axes no curve can run into it; one legend serves both panels.
-    style = {"borderaxespad": 0.2, "columnspacing": 1.0, "handlelength": 1.6, "fontsize": 9}
-    panels[0][0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3 if wide else 2, **style)
+    _legend(panels[0], canvas)
     states = [f"{c.look.label}, seed {run.seed}, {run.state}" for c in curves for run in c.runs if run.state]
     heading = [title, *textwrap.wrap("; ".join(states), 110 if wide else 72)]
     canvas.suptitle(escape.figure("\n".join(heading)), fontsize=11)
@@ -127,6 +126,19 @@ def draw(title: str, quantities: Sequence[str], curves: Sequence[Curve]) -> Canv
         text += "; wide: a curve on which another one lies"
     small_print(canvas, textwrap.fill("; ".join([text, *notes]), 165 if wide else 108))
     return canvas
+
+
+def _legend(panels: Sequence[Axes], canvas: Canvas) -> None:
+    """One legend for all panels, above the first, where no curve can run into it.
+
+    It has as many columns as fit over that panel: the layout would keep the place right of a narrower one free for it.
+    """
+    style = {"borderaxespad": 0.2, "columnspacing": 1.0, "handlelength": 1.6, "fontsize": 9}
+    widest = PANEL * canvas.bbox.width / len(panels)
+    for columns in range(3, 0, -1):
+        legend = panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, **style)
+        if legend.get_window_extent(canvas.canvas.get_renderer()).width <= widest:
+            break
 
 
 def _set_loss_axis(axes: Axes, rows: Sequence[np.ndarray]) -> list[str]:
