@@ -43,6 +43,11 @@ TABLE = (
     ("measures", "cifar_lab/measures/band.py cifar_lab/measures/probes.py cifar_lab/measures/statistics.py",
      "tests/test_landscape.py tests/test_probe.py tests/test_verdicts.py tests/test_layout.py"),
     ("measures", "cifar_lab/measures/surface.py cifar_lab/measures/evaluation.py", "tests/test_surface.py"),
+    ("around a network", "cifar_lab/measures/line.py", "tests/test_line.py"),
+    ("around a network", "cifar_lab/measures/path.py", "tests/test_path.py"),
+    ("around a network", "cifar_lab/measures/sharpness.py", "tests/test_sharpness.py"),
+    ("around a network", "cifar_lab/measures/calibration.py cifar_lab/figures/inspection.py",
+     "tests/test_inspection.py"),
     ("verdicts", "cifar_lab/report/claims.py cifar_lab/report/effects.py cifar_lab/report/verdicts.py",
      "tests/test_claims.py tests/test_verdicts.py"),
     ("verdicts", "cifar_lab/measures/screening.py cifar_lab/report/screening.py cifar_lab/report/screening_tables.py"
@@ -54,6 +59,8 @@ TABLE = (
     ("optimizers", "cifar_lab/optimizers.py", "tests/test_optimizers.py tests/test_layout.py tests/test_figures.py"),
     ("optimizers", "cifar_lab/activations.py cifar_lab/losses.py",
      "tests/test_activations.py tests/test_losses.py tests/test_layout.py tests/test_own_figures.py"),
+    ("optimizers", "cifar_lab/schedules.py", "tests/test_schedules.py tests/test_layout.py"),
+    ("optimizers", "cifar_lab/width.py", "tests/test_width.py tests/test_layout.py"),
     ("networks", "MyVGG.py MyFramework.py cifar_lab/networks.py",
      "tests/test_reference.py tests/test_models.py tests/test_random_streams.py tests/test_identity.py"
      " tests/test_settings.py"),
@@ -62,6 +69,12 @@ TABLE = (
     ("training", "cifar_lab/training/loader.py cifar_lab/training/group.py cifar_lab/training/run.py"
      " cifar_lab/training/script.py cifar_lab/training/position.py",
      "tests/test_recomputed_logs.py tests/test_run_folder.py tests/test_settings.py tests/test_cuda_stand_in.py"),
+    ("files", "cifar_lab/run_folder/validation.py", "tests/test_validation.py tests/test_resume.py"),
+    ("files", "cifar_lab/escape.py", "tests/test_escape.py"),
+    ("files", "cifar_lab/training/export.py", "tests/test_export.py"),
+    ("files", "cifar_lab/training/predict.py cifar_lab/data/pictures.py",
+     "tests/test_predict.py tests/test_datasets.py"),
+    ("files", "cifar_lab/data/folder.py cifar_lab/data/datasets.py", "tests/test_datasets.py"),
     ("figures", "cifar_lab/report/page.py cifar_lab/figures/style.py cifar_lab/figures/curves.py",
      "tests/test_figures.py tests/test_plots.py"),
     ("figures", "cifar_lab/figures/band.py cifar_lab/figures/probes.py",
