@@ -26,7 +26,7 @@ def test_a_fresh_clone_has_no_run_of_the_user():
     tracked = subprocess.run(["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     assert all(path.startswith("results/published/") for path in tracked)
     runs = [path for path in tracked if path.endswith("config.json")]
-    assert len(runs) == 15  # thirteen at the report preset, two at the paper's
+    assert len(runs) == 66  # thirteen at the report preset, 51 at laptop, two at the paper's
 
 
 @pytest.mark.parametrize("results", ["results/published", "results/published/sub", "./results/report/../published", ""])
@@ -41,12 +41,15 @@ def test_training_is_refused_there(results, capsys, tmp_path):
     assert "came with the repository" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("preset, count", [("report", 13), ("paper", 2)])
-def test_the_published_runs_are_read_whole(preset, count):
+@pytest.mark.parametrize(
+    "preset, count, device",
+    [("report", 13, "NVIDIA H100 80GB HBM3"), ("laptop", 51, "NVIDIA H200"), ("paper", 2, "NVIDIA H100 80GB HBM3")],
+)
+def test_the_published_runs_are_read_whole(preset, count, device):
     runs, errors = read_runs(ROOT / "results" / "published", preset)
     assert not errors and len(runs) == count
     for run in runs:
-        assert run.complete and run.environment["device"] == "cuda: NVIDIA H100 80GB HBM3"
+        assert run.complete and run.environment["device"] == f"cuda: {device}"
         assert (run.settings["device"], run.settings["precision"]) == ("cuda", "bf16")
         assert len(run.losses) == run.summary["steps"] == run.steps_planned
 
@@ -91,6 +94,40 @@ def test_published_verdicts_are_those_that_were_recomputed(tmp_path):
     for measure, value in expected.items():
         rounded = 0.006 if "fluctuation" in measure[0] or "noise" in measure[1] else 0.0006
         assert means[measure] == pytest.approx(value, abs=rounded if abs(value) < 5 else 0.006), measure
+
+
+def test_the_laptop_verdicts_are_those_of_their_logs():
+    """Finals, the BatchNorm claims' means and an interval, computed from the CSV files by hand."""
+    laptop = ROOT / "results" / "published" / "laptop"
+
+    def column(run: str, file: str, name: str) -> np.ndarray:
+        with open(laptop / run / file, encoding="utf-8", newline="") as opened:
+            return np.array([float(row[name]) for row in csv.DictReader(opened)])
+
+    def final(run: str) -> float:
+        return column(run, "epochs.csv", "test_accuracy")[-4:].mean()  # a tenth of 42 epochs
+
+    def width(network: str, seed: int) -> float:
+        rates = ("1e-3", "1e-4", "5e-4", "5e-5")
+        runs = [f"{network}/adam-lr{rate}-wd1e-4-seed{seed}" for rate in rates]
+        return np.ptp([column(run, "steps.csv", "loss")[: 21_000 // 2] for run in runs], axis=0).mean()
+
+    def gain(of: str, over: str) -> list[float]:
+        return [final(f"{of}-seed{seed}") - final(f"{over}-seed{seed}") for seed in (0, 1, 2)]
+
+    gains = gain("vgg_a_bn/adam-lr1e-3-wd1e-4", "vgg_a/adam-lr1e-3-wd1e-4")
+    residual = gain("inception_res/adam-lr1e-4-wd0", "inception/adam-lr1e-4-wd0")
+    ratios = [width("vgg_a_bn", s) / width("vgg_a", s) for s in (0, 1, 2)]
+    with open(laptop / "verdicts.csv", encoding="utf-8", newline="") as file:
+        rows = {(row["claim"], row["measure"]): row for row in csv.DictReader(file)}
+    for claim, values in (("bn-accuracy", gains), ("residual", residual)):
+        measured = rows[claim, "difference of the final test accuracies"]
+        half = 4.302653 * np.std(values, ddof=1) / np.sqrt(3)  # Student's t, two degrees of freedom
+        expected = [np.mean(values), np.mean(values) - half, np.mean(values) + half]
+        assert [float(measured[key]) for key in ("mean", "low", "high")] == pytest.approx(expected, rel=1e-4)
+    measured = rows["bn-band", "ratio of the mean widths, BatchNorm / plain"]
+    assert float(measured["mean"]) == pytest.approx(np.exp(np.log(ratios).mean()), rel=1e-4)
+    assert [float(value) for value in measured["values"].split()] == pytest.approx(ratios, rel=1e-3)
 
 
 def test_the_ratio_of_the_widths_over_time_is_the_one_that_was_recomputed():
