@@ -165,9 +165,9 @@ class Opened:
         """Images (N, 32, 32, 3) and labels (N,), both bytes, as a network takes them."""
         import torch
 
-        from cifar_lab.training.augment import normalize, to_unit
+        from cifar_lab.training.augment import network_input
 
-        given = self.device.place(normalize(to_unit(torch.from_numpy(images)), self.data.normalization))
+        given = self.device.place(network_input(torch.from_numpy(images), self.data.normalization))
         return given, torch.from_numpy(labels).long().to(self.device.torch)
 
 

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cifar_lab.data.datasets import Normalization
+from cifar_lab.run_folder import inputs
 from cifar_lab.settings import SIZE
 from cifar_lab.training.plan import PADDING
 
-HALF: Normalization = ((0.5,) * 3, (0.5,) * 3)
+HALF: Normalization = (inputs.HALF, inputs.HALF)
 GRAY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, in torchvision's rounding
 
 
@@ -38,6 +39,11 @@ def normalize(images: Tensor, by: Normalization = HALF) -> Tensor:
     for channel, mean, deviation in zip(images.unbind(1), *by, strict=True):
         channel.sub_(mean).mul_(1 / deviation)
     return images
+
+
+def network_input(images: Tensor, by: Normalization = HALF) -> Tensor:
+    """Bytes (B, 32, 32, 3) as a network takes them, only normalized: (B, 3, 32, 32)."""
+    return normalize(to_unit(images), by)
 
 
 def resample(images: Tensor, crop: Tensor, flip: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,11 +121,6 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(value.unsqueeze(1), chroma.unsqueeze(1), lacking, value=-1)
 
 
-def as_they_are(images: Tensor, table: Tensor, by: Normalization) -> Tensor:
-    """Only normalized."""
-    return normalize(to_unit(images), by)
-
-
 def flip_crop(images: Tensor, table: Tensor, by: Normalization) -> Tensor:
     """Crops of the image's size at whole pixels, black beyond the image, mirrored if `flip` (He et al. 2016, section
     4.2)."""
@@ -128,7 +129,7 @@ def flip_crop(images: Tensor, table: Tensor, by: Normalization) -> Tensor:
     rows = table[:, 0:1].long() + PADDING + axis  # (B, 32)
     columns = table[:, 1:2].long() + PADDING + torch.where(table[:, 4:5] > 0, axis.flip(0), axis)
     each = torch.arange(len(images), device=images.device).view(-1, 1, 1)
-    return normalize(to_unit(padded[each, rows.unsqueeze(2), columns.unsqueeze(1)]), by)
+    return network_input(padded[each, rows.unsqueeze(2), columns.unsqueeze(1)], by)
 
 
 def of_report(images: Tensor, table: Tensor, by: Normalization) -> Tensor:
@@ -142,7 +143,9 @@ def of_report(images: Tensor, table: Tensor, by: Normalization) -> Tensor:
     return normalize(images.mul_(covered), by)
 
 
-AUGMENTATIONS = {"none": as_they_are, "flip-crop": flip_crop, "report": of_report}  # by `settings.AUGMENTS`
+AUGMENTATIONS = {  # by `settings.AUGMENTS`
+    "none": lambda images, table, by: network_input(images, by), "flip-crop": flip_crop, "report": of_report,
+}  # fmt: skip
 
 
 def augment(images: Tensor, table: Tensor, by: Normalization = HALF, kind: str = "report") -> Tensor:

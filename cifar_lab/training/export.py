@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cifar_lab.data.sources import DataError
 from cifar_lab.run_folder.files import write_whole
 from cifar_lab.run_folder.inputs import Inputs
-from cifar_lab.training.augment import normalize, to_unit
+from cifar_lab.training.augment import network_input
 from cifar_lab.training.loader import inputs_of
 
 
@@ -38,7 +38,7 @@ class OfBytes(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 32, 32, 3) uint8 to logits (N, classes)."""
-        return self.network(normalize(to_unit(images), self.normalization))
+        return self.network(network_input(images, self.normalization))
 
 
 def _safetensors(network: nn.Module, inputs: Inputs, about: Mapping[str, str]) -> bytes:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from cifar_lab.data.cache import CIFAR10, DataSet
-from cifar_lab.data.datasets import DATA_SETS
+from cifar_lab.data.datasets import DATA_SETS, Normalization
 from cifar_lab.data.sources import DataError
 from cifar_lab.run_folder.inputs import Inputs
-from cifar_lab.training.augment import augment, normalize, to_unit
+from cifar_lab.training.augment import augment, network_input
 from cifar_lab.training.device import Device
 from cifar_lab.training.plan import SIZE, epoch_plan, held_out
 
@@ -32,6 +32,13 @@ def inputs_of(state: Mapping[str, Any]) -> Inputs:
     if (name := state["config"].get("dataset", CIFAR10)) != CIFAR10:
         raise DataError(f"the checkpoint does not say what the classes of {name} are; --fresh trains the run again")
     return Inputs(DATA_SETS[CIFAR10].classes)
+
+
+def in_order(images: Tensor, labels: Tensor, device: Device, by: Normalization) -> Batches:
+    """Bytes (N, 32, 32, 3) and their labels (N,), batch by batch: only normalized, on the device."""
+    size = device.evaluation_batch
+    for some, of_some in zip(images.split(size), labels.split(size), strict=True):
+        yield device.place(network_input(some.to(device.torch), by)), of_some.to(device.torch)
 
 
 class Loader:
@@ -137,13 +144,8 @@ class Loader:
 
     def test_batches(self) -> Batches:
         """The test images in order, only normalized, with their labels."""
-        return self._in_order(self.test_images, self.test_labels)
+        return in_order(self.test_images, self.test_labels, self.device, self._normalization)
 
     def held_out_batches(self) -> Batches:
         """The same of the images that an epoch is evaluated on."""
-        return self._in_order(self.held_out_images, self.held_out_labels)
-
-    def _in_order(self, images: Tensor, labels: Tensor) -> Batches:
-        size = self.device.evaluation_batch
-        for some, their_labels in zip(images.split(size), labels.split(size), strict=True):
-            yield self.device.place(normalize(to_unit(some), self._normalization)), their_labels
+        return in_order(self.held_out_images, self.held_out_labels, self.device, self._normalization)

@@ -18,7 +18,7 @@ from cifar_lab.data.sources import DataError
 from cifar_lab.run_folder.checkpoint import load_model
 from cifar_lab.run_folder.inputs import Inputs
 from cifar_lab.settings import Settings
-from cifar_lab.training.augment import normalize, to_unit
+from cifar_lab.training.augment import network_input
 from cifar_lab.training.device import Device, choose
 from cifar_lab.training.loader import inputs_of
 
@@ -61,8 +61,8 @@ def predict(
                 errors.append(str(error))
         if images:
             with torch.inference_mode():
-                given_bytes = torch.from_numpy(np.stack(images))
-                logits = device.forward(network, device.place(normalize(to_unit(given_bytes), inputs.normalization)))
+                batch = network_input(torch.from_numpy(np.stack(images)), inputs.normalization)
+                logits = device.forward(network, device.place(batch))
                 best = logits.softmax(1).topk(min(BEST, logits.shape[1]))
             rows = iter(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         for path, error in zip(group, errors, strict=True):

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from cifar_lab.networks import describe
 from cifar_lab.project import command
 from cifar_lab.run_folder.checkpoint import CheckpointError, load_model
 from cifar_lab.run_folder.files import write_text
+from cifar_lab.run_folder.inputs import Inputs
 from cifar_lab.run_folder.schema import RunFileError, read_config
 from cifar_lab.settings import RunConfig, Settings
 from cifar_lab.training import export
-from cifar_lab.training.augment import normalize, to_unit
 from cifar_lab.training.console import counted
 from cifar_lab.training.device import Device, choose
-from cifar_lab.training.loader import inputs_of
+from cifar_lab.training.loader import in_order, inputs_of
 from cifar_lab.training.predict import Prediction, predict, to_csv
 
 MISTAKES = 24  # that are shown
@@ -123,6 +123,23 @@ def _other_images(folder: str, classes: Sequence[str]) -> _Labeled:
     return _Labeled(f"pictures of {folder}", np.stack(images), np.array(labels), names, failed)
 
 
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What a network takes N images for."""
+
+    loss: float  # mean over the images
+    confusion: np.ndarray  # (C, C): row true class, column predicted class
+    predictions: np.ndarray  # (N,)
+    confidence: np.ndarray  # (N,), probability of what is predicted
+    of_truth: np.ndarray  # (N,), probability of the true class
+    classes: Sequence[str]  # (C,)
+
+    @property
+    def accuracy(self) -> float:
+        """In percent."""
+        return 100 * float(self.confusion.trace()) / len(self.predictions)
+
+
 def _evaluate(
     settings: Settings, content: Mapping[str, Any], device: Device, model: nn.Module, state: dict[str, Any]
 ) -> bool:
@@ -132,62 +149,69 @@ def _evaluate(
         given = _other_images(settings.data, inputs.classes)
     else:
         given = _test_images(settings, content, describe(model, len(inputs.classes)).classes)
+    found = _look(given, inputs, device, model, LOSSES[content["settings"]["loss"]].function)
+    position = f"epoch {state['epochs']}" + (f", step {state['step']} of the next" if state["step"] else "")
+    print(f"{folder}: after {position}, {len(given.images)} {given.what}, {device.precision}")
+    name = "test" if not settings.data else "their"
+    print(f"{name} loss {found.loss:.4f}, {name} accuracy {found.accuracy:.2f}%")
+    longest = max(map(len, found.classes))
+    for name, row, right in zip(found.classes, found.confusion, found.confusion.diagonal(), strict=True):
+        print(f"  {name:<{longest}} {100 * int(right) / max(int(row.sum()), 1):6.2f}%  of {int(row.sum())}")
+    into = folder / f"evaluation-{Path(settings.data).resolve().name}" if settings.data else folder
+    into.mkdir(exist_ok=True)
+    files = _draw(given, found, model, into, f"{content['settings']['model']}, {folder.name}")
+    rows = zip(given.names, given.labels, found.predictions, found.confidence, found.of_truth, strict=True)
+    write_text(into / "predictions.csv", _to_csv(rows, found.classes))
+    print(*files, into / "predictions.csv", sep="\n")
+    return given.failed
+
+
+def _look(given: _Labeled, inputs: Inputs, device: Device, model: nn.Module, criterion: Callable) -> _Found:
+    """Computes what the network takes the images for, in its precision on the device."""
     model = device.place(model)
     every: list[Tensor] = []
 
     def forward(images: Tensor) -> Tensor:
-        logits = device.forward(model, images)
-        every.append(logits)
-        return logits
+        every.append(device.forward(model, images))
+        return every[-1]
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        size = device.evaluation_batch
-        for at in range(0, len(given.images), size):
-            images, labels = (
-                torch.from_numpy(array[at : at + size]).to(device.torch) for array in (given.images, given.labels)
-            )
-            yield device.place(normalize(to_unit(images), inputs.normalization)), labels.long()
-
-    criterion = LOSSES[content["settings"]["loss"]].function
-    loss, confusion, predictions = evaluate(forward, batches(), criterion)
-    confusion, predictions = confusion.cpu().numpy(), predictions.cpu().numpy()
+    images, labels = torch.from_numpy(given.images), torch.from_numpy(given.labels).long()
+    loss, confusion, predictions = evaluate(forward, in_order(images, labels, device, inputs.normalization), criterion)
     probabilities = torch.cat(every).double().softmax(1).cpu().numpy()
-    total = int(confusion.sum())
-    position = f"epoch {state['epochs']}" + (f", step {state['step']} of the next" if state["step"] else "")
-    print(f"{folder}: after {position}, {total} {given.what}, {device.precision}")
-    name = "test" if not settings.data else "their"
-    print(f"{name} loss {float(loss) / total:.4f}, {name} accuracy {100 * int(confusion.trace()) / total:.2f}%")
-    # A network can have more outputs than there are classes.
-    classes = [*inputs.classes, *map(str, range(len(inputs.classes), len(confusion)))]
-    longest = max(map(len, classes))
-    for name, row, right in zip(classes, confusion, confusion.diagonal(), strict=True):
-        print(f"  {name:<{longest}} {100 * int(right) / max(int(row.sum()), 1):6.2f}%  of {int(row.sum())}")
-    into = folder / f"evaluation-{Path(settings.data).resolve().name}" if settings.data else folder
-    into.mkdir(exist_ok=True)
-    confidence = probabilities[np.arange(total), predictions]
-    of_truth = probabilities[np.arange(total), given.labels]
-    measured = calibration(confidence, predictions == given.labels)
-    print(f"expected calibration error {100 * measured.expected_error:.2f}% in {len(measured.count)} bins")
+    predictions, rows = predictions.cpu().numpy(), np.arange(len(given.images))
+    return _Found(
+        float(loss) / len(rows),
+        confusion.cpu().numpy(),
+        predictions,
+        probabilities[rows, predictions],
+        probabilities[rows, given.labels],
+        # A network can have more outputs than there are classes.
+        [*inputs.classes, *map(str, range(len(inputs.classes), len(confusion)))],
+    )
+
+
+def _draw(given: _Labeled, found: _Found, model: nn.Module, into: Path, title: str) -> list[Path]:
+    """Confusion matrix, most confident mistakes, reliability and first filters; returns the files."""
     from cifar_lab.figures import inspection  # matplotlib takes a second to import
     from cifar_lab.figures.confusion import draw_confusion
 
-    title = f"{content['settings']['model']}, {folder.name}"
-    wrong = np.flatnonzero(predictions != given.labels)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
+    right = found.predictions == given.labels
+    measured = calibration(found.confidence, right)
+    print(f"expected calibration error {100 * measured.expected_error:.2f}% in {len(measured.count)} bins")
+    wrong = np.flatnonzero(~right)
+    worst = wrong[np.argsort(-found.confidence[wrong], kind="stable")][:MISTAKES]
     words = [
-        f"{classes[given.labels[i]]}, taken for\n{classes[predictions[i]]}, {100 * confidence[i]:.0f}%" for i in worst
+        f"{found.classes[given.labels[i]]}, taken for\n{found.classes[found.predictions[i]]}, "
+        f"{100 * found.confidence[i]:.0f}%"
+        for i in worst
     ]
-    paths = draw_confusion(confusion, classes, into / "confusion", title=title, what=given.what)
-    paths += inspection.draw_mistakes(given.images[worst], words, into / "mistakes", title=title)
-    paths += inspection.draw_reliability(measured, into / "reliability", title=title)
+    files = draw_confusion(found.confusion, found.classes, into / "confusion", title=title, what=given.what)
+    files += inspection.draw_mistakes(given.images[worst], words, into / "mistakes", title=title)
+    files += inspection.draw_reliability(measured, into / "reliability", title=title)
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is not None and first.weight.shape[1] == 3:
-        weights = first.weight.detach().float().cpu().numpy()
-        paths += inspection.draw_filters(weights, into / "filters", title=title)
-    rows = zip(given.names, given.labels, predictions, confidence, of_truth, strict=True)
-    write_text(into / "predictions.csv", _to_csv(rows, classes))
-    print(*paths, into / "predictions.csv", sep="\n")
-    return given.failed
+        files += inspection.draw_filters(first.weight.detach().float().cpu().numpy(), into / "filters", title=title)
+    return files
 
 
 def _to_csv(rows: Iterable[tuple], classes: Sequence[str]) -> str:
