@@ -19,6 +19,7 @@ class Optimizer:
     kind: str  # name in torch.optim
     options: Mapping[str, Any] = field(default_factory=dict)  # in place of PyTorch's defaults
     momentum: bool = False  # whether it takes --momentum
+    needs_momentum: bool = False  # whether that has to be above 0
     adaptive: bool = True  # whether the gradient is divided by its own size, so that its scale does not matter
     decoupled: bool = False  # whether weight decay shrinks the weights, apart from the gradient
     ones: tuple[str, ...] = ()  # of its state, what starts from 1; all else starts from 0
@@ -32,6 +33,10 @@ OPTIMIZERS: dict[str, Optimizer] = {
     # Tieleman & Hinton (2012), without momentum; alpha smooths the squared gradient.
     "rmsprop": Optimizer("RMSprop", "#CC79A7", "RMSprop", {"alpha": 0.99}),
     "sgd": Optimizer("SGD", "#999999", "SGD", momentum=True, adaptive=False),
+    # Sutskever et al. (2013), as PyTorch has it: the gradient is added once more to the momentum that it goes into.
+    "nesterov": Optimizer(
+        "Nesterov SGD", "#44AA99", "SGD", {"nesterov": True}, momentum=True, needs_momentum=True, adaptive=False
+    ),
     # Dozat (2016): Adam with Nesterov's momentum.
     "nadam": Optimizer("NAdam", "#CC3311", "NAdam", ones=("mu_product",)),
     # Liu et al. (2020): without the adaptive step while its variance is large.

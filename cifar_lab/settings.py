@@ -339,7 +339,7 @@ class Settings:
         0.0, "epochs in which the learning rate rises linearly from 0; of one-cycle, in which it rises (0: 30%)",
         real(0, 1e6), metavar="EPOCHS",
     )  # fmt: skip
-    momentum: float = flag(0.0, "momentum of sgd", real(0, 1))
+    momentum: float = flag(0.0, "momentum of sgd and nesterov", real(0, 1))
     loss: str = flag("cross_entropy", f"loss: {', '.join(LOSSES)}", choice(*LOSSES))
     activation: str = flag("relu", f"activation: {', '.join(ACTIVATIONS)}", choice(*ACTIVATIONS))
     weight_decay: float = flag(1e-4, "L2 regularization (decoupled from the gradient in AdamW)", real(0, 10))
@@ -438,6 +438,8 @@ class Settings:
         if self.momentum and not any(OPTIMIZERS[name].momentum for name in self.optimizer):
             able = ", ".join(name for name, o in OPTIMIZERS.items() if o.momentum)
             return f"--momentum: only --optimizer {able} has momentum (asked for: {' '.join(self.optimizer)})"
+        if lacking := [name for name in self.optimizer if OPTIMIZERS[name].needs_momentum and not self.momentum]:
+            return f"--optimizer {lacking[0]}: needs a --momentum above 0"
         if self.train_size - self.validation_size < 2:
             return f"--validation-size {self.validation_size}: --train-size {self.train_size} leaves none to train on"
         if self.warmup > self.epochs:

@@ -139,7 +139,7 @@ def test_training_scripts(name, data):
     assert len(folders) == len(configs)
     for config in configs:
         assert 0 < config.lr < float("inf") and 0 <= config.weight_decay <= 10 and 0 <= config.seed <= LARGEST_SEED
-        assert config.optimizer in OPTIMIZERS and (config.optimizer == "sgd" or not config.momentum)
+        assert config.optimizer in OPTIMIZERS and (OPTIMIZERS[config.optimizer].momentum or not config.momentum)
     with torch.device("meta"):  # shapes only
         network = build(configs[0])
         build_optimizer(configs[0], network.parameters(), torch.device("meta"))
@@ -157,7 +157,7 @@ def test_training_scripts(name, data):
         ("MyVGG.py", "--checkpoint-seconds inf"), ("MyFramework.py", "--model vgg"), ("MyFramework.py", "--width 9"),
         ("MyFramework.py", "--preset paper"), ("MyFramework.py", "--residual-scale 1 --model inception"),
         ("MyFramework.py", "--optimizer adam adam"), ("MyFramework.py", "--lr 1000001"),
-        ("MyFramework.py", "--batch-size 1"),
+        ("MyFramework.py", "--batch-size 1"), ("MyFramework.py", "--optimizer nesterov adam"),
     ],
 )  # fmt: skip
 def test_refused_words_are_named(name, words, capsys):

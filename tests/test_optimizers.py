@@ -48,6 +48,17 @@ def sgd(w, gradients, decay, momentum):
     return w
 
 
+def nesterov(w, gradients, decay, momentum):
+    """Sutskever et al. (2013), eq. 3 and 4, in the variables of Bengio et al. (2013), eq. 7: the weights that are kept
+    are those looked ahead to."""
+    velocity = 0
+    for g in gradients:
+        g = g + decay * w
+        velocity = momentum * velocity + g
+        w = w - LR * (g + momentum * velocity)
+    return w
+
+
 def nadam(w, gradients, decay):
     """Dozat (2016), with the decay of momentum of PyTorch, 0.004."""
     m = v = 0
@@ -118,11 +129,17 @@ BY_HAND = {
     "adamw": lambda w, g, decay, momentum: adam(w, g, decay, decoupled=True),
     "rmsprop": lambda w, g, decay, momentum: rmsprop(w, g, decay),
     "sgd": sgd,
+    "nesterov": nesterov,
     **{
         of.__name__: lambda w, g, decay, momentum, of=of: of(w, g, decay)
         for of in (nadam, radam, adamax, adagrad, adadelta)
     },
 }
+
+
+def momentum_of(name: str) -> float:
+    """What it needs at least."""
+    return 0.9 if name == "nesterov" else 0.0
 
 
 def steps(config: RunConfig) -> list[np.ndarray]:
@@ -136,7 +153,7 @@ def steps(config: RunConfig) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("decay", [0.0, DECAY])
-@pytest.mark.parametrize("name, momentum", [*((name, 0.0) for name in BY_HAND), ("sgd", 0.9)])
+@pytest.mark.parametrize("name, momentum", [*((name, momentum_of(name)) for name in BY_HAND), ("sgd", 0.9)])
 def test_steps_by_hand(name, momentum, decay):
     got = steps(RunConfig("vgg_a", optimizer=name, lr=LR, weight_decay=decay, momentum=momentum))
     for i, start in enumerate(START):
@@ -155,7 +172,8 @@ def test_a_learning_rate_in_a_tensor_takes_the_steps_of_a_number(name):
     taken = []
     for form in (float, lambda rate: torch.tensor(rate, dtype=torch.float32)):
         parameters = [nn.Parameter(torch.tensor(x)) for x in START]
-        optimizer = build_optimizer(RunConfig("vgg_a", optimizer=name, lr=LR), parameters, torch.device("cpu"))
+        config = RunConfig("vgg_a", optimizer=name, lr=LR, momentum=momentum_of(name))
+        optimizer = build_optimizer(config, parameters, torch.device("cpu"))
         for rate, gradients in zip((LR, LR / 2, LR / 7), GRADIENTS, strict=True):
             optimizer.param_groups[0]["lr"] = form(rate)
             for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -178,9 +196,8 @@ def test_momentum_is_that_of_sgd_alone(name):
 def test_every_parameter_has_the_same_settings(name):
     """None is left out, and no group has a weight decay or learning rate of its own."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 10))
-    optimizer = build_optimizer(
-        RunConfig("vgg_a", optimizer=name, lr=LR, weight_decay=DECAY), model.parameters(), torch.device("cpu")
-    )
+    config = RunConfig("vgg_a", optimizer=name, lr=LR, weight_decay=DECAY, momentum=momentum_of(name))
+    optimizer = build_optimizer(config, model.parameters(), torch.device("cpu"))
     (group,) = optimizer.param_groups
     assert len(group["params"]) == 6 and (group["lr"], group["weight_decay"]) == (LR, DECAY)
 

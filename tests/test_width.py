@@ -50,6 +50,7 @@ VGG_FACTORS = {
     "adamw": [(1, 1), (8, 1 / 8), (8, 1 / 8), (1, 1)],
     "rmsprop": [(1, ROOT_8), (8, 1), (8, 1 / ROOT_8), (1, ROOT_8)],
     "sgd": [(1 / 8, ROOT_8), (1, 1), (8, 1 / ROOT_8), (1 / 8, ROOT_8)],
+    "nesterov": [(1 / 8, ROOT_8), (1, 1), (8, 1 / ROOT_8), (1 / 8, ROOT_8)],
     **{
         name: [(1, ROOT_8), (8, 1), (8, 1 / ROOT_8), (1, ROOT_8)]
         for name in ("nadam", "radam", "adamax", "adagrad", "adadelta")
@@ -140,7 +141,8 @@ def test_at_width_1_there_is_one_group_and_nothing_is_scaled(model):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_groups_reach_the_optimizer(optimizer):
-    config = RunConfig("vgg_a", optimizer, lr=0.01, weight_decay=0.5, width=0.125)
+    momentum = 0.9 if OPTIMIZERS[optimizer].needs_momentum else 0.0
+    config = RunConfig("vgg_a", optimizer, lr=0.01, weight_decay=0.5, width=0.125, momentum=momentum)
     net = build(config)
     built = build_optimizer(config, parameter_groups(config, net), CPU)
     of_parameter = {id(p): (g["lr"], g["weight_decay"]) for g in built.param_groups for p in g["params"]}
