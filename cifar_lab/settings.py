@@ -150,6 +150,7 @@ class RunConfig:
     schedule: str = "constant"
     warmup: float = 0.0  # epochs
     schedule_epochs: int = 0  # over which the schedule goes; 0: it does not depend on the length of the run
+    test_time_flip: bool = False  # whether a prediction is the mean of those of a picture and of its mirror image
     bias_decay: bool = True  # whether biases and norms have weight decay too
     seed_per_rate: bool = False  # whether each learning rate draws from a seed of its own: `training.plan.seed_of`
     width: float | None = 1.0  # None: the network has one width only
@@ -216,6 +217,7 @@ SHORT = {
     "width_transfer": "notransfer",
     "bias_decay": "nobiasdecay",
     "seed_per_rate": "seedperrate",
+    "test_time_flip": "testflip",
     "init": "init",
     "batch_size": "batch",
     "train_size": "train",
@@ -339,6 +341,7 @@ class Settings:
         0.0, "epochs in which the learning rate rises linearly from 0; of one-cycle, in which it rises (0: 30%)",
         real(0, 1e6), metavar="EPOCHS",
     )  # fmt: skip
+    test_time_flip: bool = flag(False, "a prediction is the mean of those of a picture and of its mirror image")
     momentum: float = flag(0.0, "momentum of sgd and nesterov", real(0, 1))
     loss: str = flag("cross_entropy", f"loss: {', '.join(LOSSES)}", choice(*LOSSES))
     activation: str = flag("relu", f"activation: {', '.join(ACTIVATIONS)}", choice(*ACTIVATIONS))

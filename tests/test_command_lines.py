@@ -217,6 +217,7 @@ run_configs = st.builds(
     lr=positive,
     weight_decay=st.floats(0, 10),
     bias_decay=st.booleans(),
+    test_time_flip=st.booleans(),
     seed_per_rate=st.booleans(),
     seed=st.integers(0, LARGEST_SEED),
     momentum=st.floats(0, 1),

@@ -291,7 +291,7 @@ def test_runs_from_before_are_read_as_what_they_were(tmp_path):
         later = {
             "width_transfer": transfer, "bias_decay": True, "seed_per_rate": False, "activation": "relu",
             "loss": "cross_entropy", "schedule": "constant", "warmup": 0.0, "schedule_epochs": 0, "validation_size": 0,
-            "augment": "report", "dataset": "cifar10", "classes": 10, "data_digest": "",
+            "test_time_flip": False, "augment": "report", "dataset": "cifar10", "classes": 10, "data_digest": "",
         }  # fmt: skip
         assert read_config(tmp_path)["settings"] == settings | later
     runs, errors = read_runs(ROOT / "results" / "published", "report")

@@ -34,6 +34,12 @@ def evaluate(
     return loss, confusion.view(classes, classes), torch.cat(predictions)
 
 
+def predictor(forward: Callable[[Tensor], Tensor], flip: bool) -> Callable[[Tensor], Tensor]:
+    """What counts as a network's logits: its own or, with `flip`, the mean of those of each image and of its mirror
+    image."""
+    return (lambda images: (forward(images) + forward(images.flip(3))) / 2) if flip else forward
+
+
 def in_batches(images: Tensor, labels: Tensor, largest: int) -> Batches:
     """Images (N, 3, 32, 32) and labels (N,) in equal batches, or nearly so, of at most `largest`."""
     batches = -(-len(images) // largest)

@@ -316,7 +316,7 @@ class Lockstep:
 
         run.model.eval()
         with suppress(_EvaluationStopped):
-            totals[run] = evaluate(run.forward, batches(), run.loss)
+            totals[run] = evaluate(run.predict, batches(), run.loss)
         run.model.train()
 
     def _diverged(self, run: TrainingRun, index: int, which: str) -> None:

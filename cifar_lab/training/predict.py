@@ -7,6 +7,7 @@ for found in predict("results/quick/vgg_a_bn/adam-lr1e-3-wd1e-4-seed0", ["cat.pn
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ import torch
 from cifar_lab import escape
 from cifar_lab.data import pictures
 from cifar_lab.data.sources import DataError
+from cifar_lab.measures.evaluation import predictor
 from cifar_lab.run_folder.checkpoint import load_model
 from cifar_lab.run_folder.inputs import Inputs
+from cifar_lab.run_folder.schema import completed
 from cifar_lab.settings import Settings
 from cifar_lab.training.augment import network_input
 from cifar_lab.training.device import Device, choose
@@ -50,7 +53,7 @@ def predict(
     paths = pictures.find(given)
     network, state = load_model(run, script)
     inputs, device = inputs_of(state), device or choose(Settings(precision="fp32"))
-    network = device.place(network)
+    forward = predictor(partial(device.forward, device.place(network)), completed(state["config"])["test_time_flip"])
     for group in (paths[at : at + BATCH] for at in range(0, len(paths), BATCH)):
         images, errors = [], []
         for path in group:
@@ -62,7 +65,7 @@ def predict(
         if images:
             with torch.inference_mode():
                 batch = network_input(torch.from_numpy(np.stack(images)), inputs.normalization)
-                logits = device.forward(network, device.place(batch))
+                logits = forward(device.place(batch))
                 best = logits.softmax(1).topk(min(BEST, logits.shape[1]))
             rows = iter(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         for path, error in zip(group, errors, strict=True):

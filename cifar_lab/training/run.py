@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cifar_lab.losses import LOSSES
+from cifar_lab.measures.evaluation import predictor
 from cifar_lab.networks import Description, StepDropout, build
 from cifar_lab.optimizers import build_optimizer
 from cifar_lab.run_folder import checkpoint
@@ -78,6 +79,10 @@ class TrainingRun:
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, 32, 32) to logits (B, classes), fp32, computed in the device's precision."""
         return self._device.forward(self.model, images)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The same, as an evaluation has it."""
+        return predictor(self.forward, self.config.test_time_flip)(images)
 
     def count_steps(self, taken: int) -> None:
         """Tells the network how many steps were taken before the next one, where the loader's counter does not."""

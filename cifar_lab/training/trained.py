@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from cifar_lab.data.cache import check_labels, of_run
 from cifar_lab.data.sources import DataError
 from cifar_lab.losses import LOSSES
 from cifar_lab.measures.calibration import calibration
-from cifar_lab.measures.evaluation import evaluate
+from cifar_lab.measures.evaluation import evaluate, predictor
 from cifar_lab.networks import describe
 from cifar_lab.project import command
 from cifar_lab.run_folder.checkpoint import CheckpointError, load_model
@@ -149,7 +150,7 @@ def _evaluate(
         given = _other_images(settings.data, inputs.classes)
     else:
         given = _test_images(settings, content, describe(model, len(inputs.classes)).classes)
-    found = _look(given, inputs, device, model, LOSSES[content["settings"]["loss"]].function)
+    found = _look(given, inputs, device, model, content["settings"])
     position = f"epoch {state['epochs']}" + (f", step {state['step']} of the next" if state["step"] else "")
     print(f"{folder}: after {position}, {len(given.images)} {given.what}, {device.precision}")
     name = "test" if not settings.data else "their"
@@ -166,17 +167,20 @@ def _evaluate(
     return given.failed
 
 
-def _look(given: _Labeled, inputs: Inputs, device: Device, model: nn.Module, criterion: Callable) -> _Found:
-    """Computes what the network takes the images for, in its precision on the device."""
-    model = device.place(model)
+def _look(
+    given: _Labeled, inputs: Inputs, device: Device, model: nn.Module, settings: Mapping[str, Any]
+) -> _Found:  # fmt: skip
+    """Computes what the network takes the images for, in its precision on the device. settings: of the run."""
     every: list[Tensor] = []
+    predicted = predictor(partial(device.forward, device.place(model)), settings["test_time_flip"])
 
     def forward(images: Tensor) -> Tensor:
-        every.append(device.forward(model, images))
+        every.append(predicted(images))
         return every[-1]
 
     images, labels = torch.from_numpy(given.images), torch.from_numpy(given.labels).long()
-    loss, confusion, predictions = evaluate(forward, in_order(images, labels, device, inputs.normalization), criterion)
+    batches = in_order(images, labels, device, inputs.normalization)
+    loss, confusion, predictions = evaluate(forward, batches, LOSSES[settings["loss"]].function)
     probabilities = torch.cat(every).double().softmax(1).cpu().numpy()
     predictions, rows = predictions.cpu().numpy(), np.arange(len(given.images))
     return _Found(
