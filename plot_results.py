@@ -41,7 +41,7 @@ from cifar_lab.run_folder.reader import (
     results_folder,
 )
 from cifar_lab.run_folder.schema import RunFileError
-from cifar_lab.settings import ALL_PRESETS, PAPER_PRESETS, PUBLISHED, Parser, choice, figure_file, path
+from cifar_lab.settings import ALL_PRESETS, PAPER_PRESETS, PUBLISHED, Parser, choice, figure_file, output, path
 
 
 def parser() -> Parser:
@@ -54,7 +54,9 @@ def parser() -> Parser:
         "--preset", type=choice(*ALL_PRESETS), help=f"only this preset: {', '.join(ALL_PRESETS)} (all there are)"
     )
     p.add_argument("--save", type=figure_file, metavar="FILE", help="of run folders: the file, .png, .svg or .pdf")
-    p.add_argument("--table", type=path, metavar="FILE", help="write a CSV with a row per run instead of figures")
+    p.add_argument(
+        "--table", type=output(".csv"), metavar="FILE", help="write a CSV with a row per run instead of figures"
+    )
     p.add_argument(
         "--to", nargs=2, type=path, metavar=("tensorboard", "FOLDER"), help="copy the logs instead of drawing"
     )

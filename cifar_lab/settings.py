@@ -35,6 +35,13 @@ MOST_EPOCHS = 1_000_000
 PUBLISHED = "published"  # in the results folder: results root of the runs that came with the repository
 SIZE = 32  # pixels, height and width of an image
 MOST_IMAGES, MOST_CLASSES = 10_000_000, 256  # of a data set; a label is a byte
+LONGEST_OUTPUT = 200  # bytes of a file's name, so that a temporary name for it is possible too
+# What a run writes and is continued from, and what is computed from its checkpoint.
+OF_A_RUN = re.compile(
+    r"(config|summary)\.json|(epochs|steps|probes|(surface|path|line|sharpness)-.*)\.csv|"
+    r"predictions\.txt|checkpoint.*\.pt"
+)
+EXPORTS = (".safetensors", ".onnx", ".pt2")
 
 # --- Values of flags -------------------------------------------------------------------------------------------------
 
@@ -101,12 +108,33 @@ def folder(text: str) -> Path:
     return Path(path(text))
 
 
+def output(*suffixes: str) -> Callable[[str], str]:
+    """A parser of the path of a file to write: of one of these kinds, absent or a regular file, and no run's own.
+
+    A link stands for what it leads to.
+    """
+
+    def parse(text: str) -> str:
+        file = folder(text)
+        if file.suffix not in suffixes:
+            raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(suffixes)}")
+        file = Path(os.path.realpath(file)) if os.path.islink(file) else file
+        if not os.path.isdir(file.parent):
+            raise argparse.ArgumentTypeError(f"{text!r}: there is no folder {file.parent}")
+        if len(os.fsencode(file.name)) > LONGEST_OUTPUT:
+            raise argparse.ArgumentTypeError(f"{text!r}: the name has more than {LONGEST_OUTPUT} bytes")
+        if os.path.lexists(file) and not os.path.isfile(file):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a regular file")
+        if OF_A_RUN.fullmatch(file.name) and os.path.exists(file.parent / "config.json"):
+            raise argparse.ArgumentTypeError(f"{text!r} is a run's own file")
+        return str(file)
+
+    return parse
+
+
 def figure_file(text: str) -> Path:
-    """A parser of the name of a figure's file."""
-    file = folder(text)
-    if file.suffix not in (".png", ".svg", ".pdf"):
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png, .svg or .pdf")
-    return file
+    """A parser of the path of a figure's file."""
+    return Path(output(".png", ".svg", ".pdf")(text))
 
 
 def flag(
@@ -401,14 +429,16 @@ class Settings:
         metavar="FOLDER",
     )  # fmt: skip
     export: str | None = flag(
-        None, "with --evaluate: write the network to this file instead: .safetensors, .onnx or .pt2", path,
-        metavar="FILE",
+        None, "with --evaluate: write the network to this file instead: .safetensors, .onnx or .pt2",
+        output(*EXPORTS), metavar="FILE",
     )  # fmt: skip
     predict: tuple[str, ...] | None = flag(
         None, "with --evaluate: classify these pictures, and all in these folders, instead", path, many=True,
         metavar="PICTURE",
     )  # fmt: skip
-    save: str | None = flag(None, "with --predict: write the predictions to this CSV file too", path, metavar="FILE")
+    save: str | None = flag(
+        None, "with --predict: write the predictions to this CSV file too", output(".csv"), metavar="FILE"
+    )
     options: Mapping[str, Any] = field(default_factory=dict)  # of the networks, those that were given
     given: frozenset[str] = frozenset()  # the fields whose flags were given
     classes: int = RunConfig.classes  # of the data set

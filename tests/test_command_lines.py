@@ -1,9 +1,12 @@
 """Any command line gives valid settings or one line on standard error and status 2; any two runs have two folders."""
 
+import argparse
 import contextlib
 import io
+import os
 import re
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +31,7 @@ from cifar_lab.settings import (
     PRESETS,
     SHORT,
     RunConfig,
+    output,
     preset_defaults,
     run_folder,
     run_name,
@@ -286,3 +290,65 @@ def test_two_runs_have_two_folders(config, data, preset):
     other = replace(config, **{name: getattr(other, name) for name in changed})
     same = run_folder("results", preset, config) == run_folder("results", preset, other)
     assert same == (config == other)
+
+
+# --- Files to write --------------------------------------------------------------------------------------------------
+
+
+def test_a_file_to_write_is_absent_or_a_regular_one(tmp_path):
+    of_csv = output(".csv")
+    (tmp_path / "old.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("old.csv")
+    (tmp_path / "dangling.csv").symlink_to("new.csv")
+    assert of_csv(f"{tmp_path}/new.csv") == f"{tmp_path}/new.csv"
+    assert of_csv(f"{tmp_path}/old.csv") == of_csv(f"{tmp_path}/link.csv") == f"{tmp_path}/old.csv"
+    assert of_csv(f"{tmp_path}/dangling.csv") == f"{tmp_path}/new.csv"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs FIFOs")
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("picture.png", "does not end in .csv"), ("nowhere/a.csv", "there is no folder"), ("fifo.csv", "not a regular"),
+        ("folder.csv", "not a regular file"), ("device.csv", "not a regular file"), ("x" * 201 + ".csv", "200 bytes"),
+        ("loop.csv", "not a regular file"), *((f"run/{name}", "is a run's own file") for name in (
+            "epochs.csv", "steps.csv", "probes.csv", "sharpness-40iterations.csv", "surface-2d.csv")),
+    ],
+)  # fmt: skip
+def test_what_a_command_must_not_replace(name, why, tmp_path):
+    os.mkfifo(tmp_path / "fifo.csv")
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "device.csv").symlink_to("/dev/null")
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").touch()
+    with pytest.raises(argparse.ArgumentTypeError, match=why):
+        output(".csv")(f"{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize(
+    "own", ["config.json", "summary.json", "predictions.txt", "checkpoint.pt", "checkpoint.step9.pt"]
+)
+def test_no_file_of_a_run_is_replaced_whatever_its_kind(own, tmp_path):
+    (tmp_path / "config.json").touch()
+    with pytest.raises(argparse.ArgumentTypeError, match="is a run's own file"):
+        output(Path(own).suffix)(f"{tmp_path}/{own}")
+
+
+@pytest.mark.parametrize(
+    "main, argv",
+    [
+        (plot_results.main, ["{run}", "--table", "{run}/epochs.csv"]),
+        (plot_results.main, ["{run}", "--save", "{run}"]),
+        (landscape.main, ["band", "{run}", "{run}", "--save", "{run}/nowhere/a.png"]),
+        (MyVGG.main, ["--evaluate", "{run}", "--predict", "{run}", "--save", "{run}/epochs.csv"]),
+        (MyVGG.main, ["--evaluate", "{run}", "--export", "{run}/checkpoint.pt"]),
+    ],
+)
+def test_every_command_asks_before_it_computes(main, argv, tmp_path, capsys):
+    (tmp_path / "config.json").touch()
+    with pytest.raises(SystemExit) as ended:
+        main([word.format(run=tmp_path) for word in argv])
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and said.err.count("\n") == 1 and argv[-2] in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

@@ -16,6 +16,7 @@ from unittest import mock
 import faults
 import pytest
 import torch
+from PIL import Image
 from trainings import (
     Command,
     Training,
@@ -28,9 +29,11 @@ from trainings import (
     with_small_network,
 )
 
+import MyVGG
 from cifar_lab.networks import NETWORKS, build, describe
 from cifar_lab.run_folder import checkpoint, validation
 from cifar_lab.run_folder.reader import find_run_folders, read_run
+from cifar_lab.training import script
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and signals")
 
@@ -263,6 +266,10 @@ def optimizer(state: dict) -> dict:
     return state["optimizer"]
 
 
+def inputs(state: dict) -> dict:
+    return state["inputs"]
+
+
 def with_first(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
     """The same tensor with another first element."""
     return lambda old: old.clone().index_put_((torch.tensor([0]),), torch.tensor(value, dtype=old.dtype))
@@ -286,6 +293,14 @@ STRANGE = {
     "moments of nobody": (put(lambda s: s["optimizer"]["state"], 6, {}), "not of this network's parameters"),
     "empty optimizer": (put(optimizer, "state", {}), "optimizer state 0 has no exp_avg"),
     "list for moments": (put(optimizer, "state", []), "optimizer state is not of this network's parameters"),
+    "tensor for moments of one parameter": (
+        put(lambda s: s["optimizer"]["state"], 1, torch.zeros(3)),
+        "optimizer state 1 is not a dict",
+    ),
+    "nothing for moments of one parameter": (
+        put(lambda s: s["optimizer"]["state"], 1, None),
+        "optimizer state 1 is not a dict",
+    ),
     "negative counter": (put(moments, "step", torch.tensor(-3.0)), "step is not within 1 and 4"),
     "counter that is not a number": (put(moments, "step", torch.tensor(torch.nan)), "step is not finite"),
     "counter of later": (put(moments, "step", torch.tensor(5.0)), "step is not within 1 and 4"),
@@ -318,6 +333,10 @@ STRANGE = {
     "endless time": (put(itself, "test_seconds", float("inf")), "test_seconds is not a number from 0 to"),
     "time as a tensor": (put(itself, "train_seconds", torch.tensor(1.0)), "train_seconds is not a number from 0 to"),
     "probes that stopped": (put(itself, "probes_stopped_at", 2), "probes_stopped_at is not a step that was probed"),
+    "two classes": (put(inputs, "classes", ["a", "b"]), "inputs have 2 classes instead of 10"),
+    "no classes": (put(inputs, "classes", []), "inputs have 0 classes instead of 10"),
+    "mean beyond the images": (put(inputs, "mean", [3.0] * 3), "inputs are not classes, shape, mean and deviation"),
+    "deviation of nothing": (put(inputs, "deviation", [1e-300] * 3), "inputs are not classes, shape, mean"),
     "more content": (put(itself, "extra", 1), "the checkpoint has an unknown 'extra'"),
     "no counter": (lambda s: s.pop("step"), "the checkpoint has no step"),
     "setting as a tensor": (put(setting, "lr", torch.ones(2)), "of a run with other settings (not plain values)"),
@@ -348,6 +367,53 @@ def test_what_a_checkpoint_must_not_hold(kind, form, tmp_path):
     with pytest.raises(checkpoint.CheckpointError) as error:
         checkpoint.check(path, checkpoint.read(path), own)
     assert str(error.value).startswith(f"{path}: ") and reason in str(error.value), error.value
+
+
+@pytest.fixture(scope="module")
+def ended(command):
+    """Results of the whole training."""
+    with folder_in_memory() as folder:
+        assert command.run(folder).status == 0
+        yield folder
+
+
+def test_what_cannot_be_compared_is_refused(form, monkeypatch):
+    own, newest = form
+    monkeypatch.setattr(validation.Form, "_of_position", lambda self, state: 1 / 0)
+    with pytest.raises(checkpoint.CheckpointError, match=r"cannot be compared .+ \(ZeroDivisionError\)"):
+        checkpoint.check(newest, checkpoint.read(newest), own)
+
+
+# What a sound archive may say that a run's other files do not, and what is said of it.
+CONTRADICTIONS = {
+    "classes in another order": (put(inputs, "classes", lambda x: x[::-1]), "classes are not those of CIFAR-10"),
+    "another mean": (put(inputs, "mean", [0.4, 0.5, 0.5]), "mean and deviation are not those of CIFAR-10"),
+    "another deviation": (put(inputs, "deviation", [0.25] * 3), "mean and deviation are not those of CIFAR-10"),
+    "an epoch less": (put(itself, "epochs", 1), "after epoch 1, step 0 of the next; summary.json has 2 epochs"),
+    "epochs too many": (put(itself, "epochs", 10**6), "after epoch 1000000, step 0 of the next; config.json has 2 ep"),
+}
+
+
+@pytest.mark.parametrize("kind", CONTRADICTIONS)
+@pytest.mark.parametrize("words", ["", "--predict {picture}", "--export {folder}/net.pt2"])
+def test_a_trained_network_that_contradicts_its_run_is_not_used(
+    kind, words, ended, synthetic_data, results, capsys, tmp_path
+):  # fmt: skip
+    """By whoever uses it: nothing is written."""
+    shutil.copytree(ended, results, dirs_exist_ok=True)
+    folder = find_run_folders(results)[0]
+    Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")
+    stranger(CONTRADICTIONS[kind][0])(folder / checkpoint.NEWEST)
+    before = snapshot(results)
+    argv = ["--bn", "--evaluate", str(folder), "--data-dir", str(synthetic_data)]
+    argv += words.format(picture=tmp_path / "picture.png", folder=folder).split()
+    with mock.patch.dict(NETWORKS):
+        with_small_network()
+        with pytest.raises(SystemExit) as refused:
+            script.run(MyVGG.main, argv)
+    said = capsys.readouterr()
+    assert refused.value.code == 2 and said.err.count("\n") == 1 and CONTRADICTIONS[kind][1] in said.err, said
+    assert snapshot(results) == before
 
 
 @pytest.mark.parametrize("kind", ["moment one short", "list for the optimizer", "negative step"])

@@ -558,7 +558,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path, capsys):
         (["band", a, b, "--against", other], "a band has two learning rates or more"),
         (["band", a, empty], "has no step yet"),
         (["band", a, tmp_path / "none"], "none"),
-        (["band", a, b, "--save", tmp_path / "figure.txt"], "does not end in .png, .svg or .pdf"),
+        (["band", a, b, "--save", tmp_path / "figure.txt"], "does not end in .png, .svg, .pdf"),
     ):
         assert complaint in refusal(capsys, band, *words)
     for words, complaint in (

@@ -117,6 +117,12 @@ def test_checkpoints_are_kept_every_so_many_steps(synthetic_data):
         assert same(kept[0], weights_of(end)[0])
 
 
+def test_only_names_that_a_run_writes_are_kept_checkpoints(tmp_path):
+    for name in ("0", "2", "02", "+4", "\u0663", "1_0", "-1", "x", "17"):
+        (tmp_path / f"checkpoint.step{name}.pt").touch()
+    assert list(checkpoint.kept(tmp_path)) == [0, 2, 17]
+
+
 # --- Command line -----------------------------------------------------------------------------------------------------
 
 FLAGS = ["--points", "3", "--images", "20", "--device", "cpu", "--seed", "4"]
@@ -125,8 +131,7 @@ NAME = "path-3x3-20images-seed4-eval.csv"
 
 def with_kept(folder: Path, *steps: int) -> list[dict]:
     """A trained run's folder, at step 200, with kept checkpoints of other weights; theirs and then its own."""
-    final = checkpoint.read(folder / "checkpoint.pt") | {"epochs": 2}
-    checkpoint.save(folder, final)
+    final = checkpoint.read(folder / "checkpoint.pt")
     generator, states = torch.Generator().manual_seed(7), []
     for step in steps:
         moved = {name: t + 0.02 * torch.randn(t.shape, generator=generator) for name, t in final["model"].items()}
@@ -138,7 +143,7 @@ def with_kept(folder: Path, *steps: int) -> list[dict]:
 
 
 def test_command_line(tmp_path, images, capsys):  # noqa: F811
-    folder = trained(tmp_path, "vgg_a_lr0.001")
+    folder = trained(tmp_path, "vgg_a_lr0.001", epochs=2)
     states = with_kept(folder, 0, 50, 100)
     with_kept(folder, 300)  # after the newest checkpoint: a run that was interrupted will write it again
     drawn = drawn_by(landscape.main, ["path", folder, *FLAGS], tmp_path)
@@ -177,23 +182,28 @@ def test_command_line(tmp_path, images, capsys):  # noqa: F811
 
 
 def test_runs_that_will_not_do(tmp_path, images, capsys):  # noqa: F811
-    folders = [trained(tmp_path, f"vgg_a_lr{lr}") for lr in ("0.001", "0.0005", "0.0001", "5e-05")]
+    runs = [*(f"vgg_a_lr{lr}" for lr in ("0.001", "0.0005", "0.0001", "5e-05")), "inception"]
+    folders = [trained(tmp_path, run, epochs=2) for run in runs]
     with_kept(folders[0], 0)
     with_kept(folders[1], 0, 100)
     state = checkpoint.read(folders[1] / "checkpoint.step100.pt")
     checkpoint.keep(folders[1], 100, state | {"fingerprint": "0" * 16})
     with_kept(folders[2], 0, 100)
     state["model"] = {name: t * float("nan") for name, t in state["model"].items()}
-    own = checkpoint.read(folders[2] / "checkpoint.pt")
+    own = checkpoint.read(folders[2] / "checkpoint.step100.pt")
     checkpoint.keep(folders[2], 100, own | {"model": state["model"]})
     (final,) = with_kept(folders[3])
     for step in (0, 100):  # on one line
         checkpoint.keep(folders[3], step, checkpoint.read(folders[3] / "checkpoint.pt") | {
-            "model": {name: t * (2 + step) for name, t in final.items()}})  # fmt: skip
+            "epochs": step // 100, "model": {name: t * (2 + step) for name, t in final.items()}})  # fmt: skip
+    with_kept(folders[4], 0, 50)
+    (folders[4] / "checkpoint.step50.pt").rename(folders[4] / "checkpoint.step60.pt")
+    complaints = (
+        "1 kept checkpoints", "of another network", "not finite", "on one line",
+        "checkpoint.step60.pt: holds the weights after step 50",
+    )  # fmt: skip
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for folder, complaint in zip(
-        folders, ("1 kept checkpoints", "of another network", "not finite", "on one line"), strict=True
-    ):
+    for folder, complaint in zip(folders, complaints, strict=True):
         with pytest.raises(SystemExit) as ended:
             landscape.main(["path", str(folder), *FLAGS])
         said = capsys.readouterr()

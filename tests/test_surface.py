@@ -422,14 +422,12 @@ def test_results_folder_with_surfaces(tmp_path):
 # --- Command line -----------------------------------------------------------------------------------------------------
 
 
-def trained(results: Path, run: str, build=build) -> Path:
+def trained(results: Path, run: str, build=build, epochs: int = 5) -> Path:
     """A run folder with a checkpoint, of a network that was not really trained."""
-    folder = write_run(results, run)
+    folder = write_run(results, run, epochs=epochs)
     config = config_of(run, "quick")
     torch.manual_seed(0)
-    state = dict.fromkeys(("epochs", "step"), 0) | dict.fromkeys(
-        ("epoch_seconds", "train_seconds", "test_seconds"), 0.0
-    )
+    state = {"epochs": epochs, "step": 0} | dict.fromkeys(("epoch_seconds", "train_seconds", "test_seconds"), 0.0)
     state |= {"losses": torch.empty(0), "correct": torch.empty(0, dtype=torch.int64), "optimizer": {}}
     model = build(config)
     checkpoint.save(

@@ -22,7 +22,7 @@ from cifar_lab.networks import describe, find_network
 from cifar_lab.program import is_out_of_memory
 from cifar_lab.project import RESULTS, command
 from cifar_lab.run_folder.files import May, NotRegular, always, read_regular, rename, write_whole
-from cifar_lab.run_folder.schema import completed, read_config
+from cifar_lab.run_folder.schema import completed, read_config, read_summary
 from cifar_lab.run_folder.validation import Form
 from cifar_lab.settings import RunConfig, above, training_root
 
@@ -60,7 +60,8 @@ def kept(folder: Path) -> dict[int, Path]:
     """The checkpoints that --keep-every left, by the number of steps behind them, ascending."""
     before, after = KEPT.split("*")
     numbered = {path.name.removeprefix(before).removesuffix(after): path for path in folder.glob(KEPT)}
-    return dict(sorted((int(number), path) for number, path in numbered.items() if number.isdecimal()))
+    written = re.compile("0|[1-9][0-9]{0,15}")
+    return dict(sorted((int(number), path) for number, path in numbered.items() if written.fullmatch(number)))
 
 
 def read(path: Path, largest: int = LARGEST) -> Any:
@@ -96,7 +97,13 @@ def read(path: Path, largest: int = LARGEST) -> Any:
 
 def check(path: Path, state: Any, form: Form) -> None:
     """Raises CheckpointError, naming the first difference, if a checkpoint is not of this form."""
-    if why := form.difference(state):
+    try:
+        why = form.difference(state)
+    except Exception as error:  # a value of a kind that nobody has thought of
+        if is_out_of_memory(error):
+            raise
+        why = f"cannot be compared with what the run would hold ({type(error).__name__})"
+    if why:
         raise CheckpointError(f"{path}: {''.join(c if c.isprintable() else ' ' for c in why)[:500]}")
 
 
@@ -153,6 +160,7 @@ def load_model(
             raise CheckpointError(f"{folder}: its settings give no network ({error})") from None
         # Its weights alone are used, whatever the optimizer's state.
         state, passed_over = newest(folder, Form(config, description, model, optimizer=False))
+        _check_position(folder, content, state, of_newest=not passed_over and (folder / NEWEST).exists())
     except CheckpointError as error:
         create = "" if (folder / NEWEST).exists() else f"; to create it, run: {training_command(folder, content)}"
         raise CheckpointError(f"{error}{create}") from None
@@ -162,6 +170,17 @@ def load_model(
     return model.eval(), state
 
 
+def _check_position(folder: Path, config: dict[str, Any], state: dict, of_newest: bool) -> None:
+    """Raises CheckpointError if a checkpoint is not where its run can be or, the newest, not where that has ended."""
+    position = f"{folder / NEWEST}: after epoch {state['epochs']}, step {state['step']} of the next"
+    if state["epochs"] > config["epochs"]:
+        raise CheckpointError(f"{position}; config.json has {config['epochs']} epochs")
+    summary = read_summary(folder / "summary.json")
+    ended = summary is not None and summary["diverged_at_step"] is None
+    if of_newest and ended and (state["epochs"], state["step"]) != (summary["epochs"], 0):
+        raise CheckpointError(f"{position}; summary.json has {summary['epochs']} epochs")
+
+
 def kept_weights(folder: Path, model: nn.Module, state: dict, before: int) -> dict[int, dict]:
     """The weights of the kept checkpoints up to before a step, by number of steps.
 
@@ -169,12 +188,15 @@ def kept_weights(folder: Path, model: nn.Module, state: dict, before: int) -> di
     """
     # The fingerprint of a network depends on its memory format, which may be another by now.
     description = replace(describe(model), fingerprint=state["fingerprint"])
-    form = Form(RunConfig(**completed(state["config"])), description, model, optimizer=False)
+    config = RunConfig(**completed(state["config"]))
+    form = Form(config, description, model, optimizer=False)
     found = {}
     for step, path in kept(folder).items():
         if step < before:
             content = read(path, form.largest)
             check(path, content, form)
+            if (behind := content["epochs"] * config.steps_per_epoch + content["step"]) != step:
+                raise CheckpointError(f"{path}: holds the weights after step {behind}")
             found[step] = content["model"]
     return found
 

@@ -1,6 +1,5 @@
 """What a trained network takes and what its outputs stand for: what whoever uses it elsewhere has to know."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from cifar_lab.settings import SIZE
 
 HALF = (0.5, 0.5, 0.5)
+LEAST_DEVIATION = 1e-4  # of a channel; images that are nearly all the same color
 
 
 @dataclass(frozen=True)
@@ -41,5 +41,5 @@ def is_plain(found: Any) -> bool:
         return False
     names = all(isinstance(name, str) and name.isprintable() for name in found["classes"])
     numbers = [x for key in ("mean", "deviation") for x in found[key]]
-    real = len(numbers) == 6 and all(type(x) is float and math.isfinite(x) for x in numbers)
-    return names and found["shape"] == [3, SIZE, SIZE] and real and min(found["deviation"]) > 0
+    real = len(numbers) == 6 and all(type(x) is float and 0 <= x <= 1 for x in numbers)  # of bytes divided by 255
+    return names and found["shape"] == [3, SIZE, SIZE] and real and min(found["deviation"]) >= LEAST_DEVIATION

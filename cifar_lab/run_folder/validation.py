@@ -102,6 +102,8 @@ class Form:
         yield from _keys("the checkpoint", state, needed, {"probes_stopped_at", "inputs"})
         if "inputs" in state and not is_plain(state["inputs"]):
             yield "inputs are not classes, shape, mean and deviation"
+        elif "inputs" in state and (named := len(state["inputs"]["classes"])) != self._config.classes:
+            yield f"inputs have {named} classes instead of {self._config.classes}"
         yield from self._of_identity(state)
         yield from _tensors("model", state["model"], self._model)
         yield from self._of_position(state)
@@ -155,11 +157,13 @@ class Form:
         if not isinstance(moments, dict) or moments.keys() - self._moments.keys():
             yield "optimizer state is not of this network's parameters"
         for i, own in self._moments.items():
-            if not moments.get(i) and (i in self._optional or not total):
+            of_parameter = moments.get(i, {})
+            yield from _keys(f"optimizer state {i}", of_parameter, set(), of_parameter)
+            if not of_parameter and (i in self._optional or not total):
                 continue
             of_run = {name: replace(like, low=1, high=total, whole=True) if name == "step" else like
                       for name, like in own.items()}  # fmt: skip
-            yield from _tensors(f"optimizer state {i}", moments.get(i, {}), of_run)
+            yield from _tensors(f"optimizer state {i}", of_parameter, of_run)
 
 
 def _optimizer_form(config: RunConfig, description: Description, model: nn.Module) -> tuple[list, dict, set]:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifar_lab.data.sources import DataError
 from cifar_lab.run_folder.files import write_whole
 from cifar_lab.run_folder.inputs import Inputs
 from cifar_lab.training.augment import network_input
@@ -77,9 +76,7 @@ KINDS: dict[str, tuple[Callable[..., bytes], tuple[str, ...]]] = {
 
 
 def check(file: Path) -> None:
-    """Raises Missing if a file of this kind cannot be made here, DataError if there is no such kind."""
-    if file.suffix not in KINDS:
-        raise DataError(f"--export {file}: does not end in {', '.join(KINDS)}")
+    """Raises Missing if a file of this kind, one of `settings.EXPORTS`, cannot be made here."""
     absent = [name for name in KINDS[file.suffix][1] if importlib.util.find_spec(name) is None]
     if absent:
         install = "python -m pip install -r requirements-export.txt"
@@ -98,7 +95,7 @@ def metadata(inputs: Inputs, state: Mapping[str, Any]) -> dict[str, str]:
 def export(file: Path, network: nn.Module, state: Mapping[str, Any]) -> int:
     """Writes a network, in eval mode on the CPU, into a file of the kind that its name ends in; returns its size.
 
-    state: the network's checkpoint. Raises Missing, DataError and OSError.
+    state: the network's checkpoint. Raises Missing, DataError (see `inputs_of`) and OSError.
     """
     check(file)
     inputs = inputs_of(state)

@@ -26,12 +26,22 @@ AHEAD = 5_000  # images augmented at once on a GPU; the epoch's 50,000 take 0.6 
 
 
 def inputs_of(state: Mapping[str, Any]) -> Inputs:
-    """What a checkpoint says that its network takes. Raises DataError if it says nothing, unless it is of CIFAR-10."""
-    if "inputs" in state:
-        return Inputs.of_plain(state["inputs"])
-    if (name := state["config"].get("dataset", CIFAR10)) != CIFAR10:
-        raise DataError(f"the checkpoint does not say what the classes of {name} are; --fresh trains the run again")
-    return Inputs(DATA_SETS[CIFAR10].classes)
+    """What a checkpoint says that its network takes.
+
+    Raises DataError if that is not what is known of the data set, or if it says nothing, unless it is of CIFAR-10.
+    """
+    name = state["config"].get("dataset", CIFAR10)
+    source = DATA_SETS.get(name)
+    if "inputs" not in state:
+        if name != CIFAR10:
+            raise DataError(f"the checkpoint does not say what the classes of {name} are; --fresh trains the run again")
+        return Inputs(source.classes)
+    found = Inputs.of_plain(state["inputs"])
+    if source and found.classes != source.classes:
+        raise DataError(f"the checkpoint's classes are not those of {source.label}")
+    if source and source.normalization not in (None, found.normalization):
+        raise DataError(f"the checkpoint's mean and deviation are not those of {source.label}")
+    return found
 
 
 def in_order(images: Tensor, labels: Tensor, device: Device, by: Normalization) -> Batches:

@@ -5,13 +5,15 @@ for found in predict("results/quick/vgg_a_bn/adam-lr1e-3-wd1e-4-seed0", ["cat.pn
     print(found.picture, found.best[0])
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from cifar_lab import escape
 from cifar_lab.data import pictures
@@ -51,8 +53,14 @@ def predict(
     Raises DataError if one is not there, CheckpointError and RunFileError if there is no trained network, DeviceError.
     """
     paths = pictures.find(given)
-    network, state = load_model(run, script)
-    inputs, device = inputs_of(state), device or choose(Settings(precision="fp32"))
+    return classify(paths, *load_model(run, script), device or choose(Settings(precision="fp32")))
+
+
+def classify(
+    paths: Sequence[Path], network: nn.Module, state: Mapping[str, Any], device: Device
+) -> Iterator[Prediction]:  # fmt: skip
+    """One prediction for each picture. network, state: of a run, as `load_model` gives them."""
+    inputs = inputs_of(state)
     forward = predictor(partial(device.forward, device.place(network)), completed(state["config"])["test_time_flip"])
     for group in (paths[at : at + BATCH] for at in range(0, len(paths), BATCH)):
         images, errors = [], []

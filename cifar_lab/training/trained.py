@@ -1,6 +1,5 @@
 """What the training scripts do with a trained run: evaluate it and look inside, export it, classify pictures."""
 
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from cifar_lab.training import export
 from cifar_lab.training.console import counted
 from cifar_lab.training.device import Device, choose
 from cifar_lab.training.loader import in_order, inputs_of
-from cifar_lab.training.predict import Prediction, predict, to_csv
+from cifar_lab.training.predict import Prediction, classify, to_csv
 
 MISTAKES = 24  # that are shown
 COLUMNS = ("image", "true_class", "predicted_class", "probability", "probability_of_true_class")
@@ -53,20 +52,22 @@ def use(settings: Settings) -> None:
             f"{folder}: of the network {config.model}, not one of {', '.join(settings.networks)}; "
             f"{command(content['network']['script'], '--evaluate', folder)} has it"
         )
-    for file in map(Path, filter(None, (settings.export, settings.save))):
-        if not os.path.isdir(file.parent):
-            raise DataError(f"{file}: there is no folder {file.parent}")
-    script, failed = settings.networks[config.model].script, False
     if settings.export:
-        file = Path(settings.export)
-        export.check(file)
-        print(f"{file}: {export.export(file, *load_model(folder, script)) / 1e6:.1f} MB")
-    if settings.predict or not settings.export:
-        device = choose(settings, config.precision if config.device == "cpu" else None)
-        if settings.predict:
-            failed = _predict(settings, predict(folder, settings.predict, script=script, device=device))
-        else:
-            failed = _evaluate(settings, content, device, *load_model(folder, script))
+        export.check(Path(settings.export))
+    paths = pictures.find(settings.predict or ())
+    network, state = load_model(folder, settings.networks[config.model].script)
+    try:
+        inputs = inputs_of(state)
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from None
+    device = choose(settings, config.precision if config.device == "cpu" else None)
+    failed = False
+    if settings.export:
+        print(f"{settings.export}: {export.export(Path(settings.export), network, state) / 1e6:.1f} MB")
+    if settings.predict:
+        failed = _predict(settings, classify(paths, network, state, device))
+    elif not settings.export:
+        failed = _evaluate(settings, content, device, network, state, inputs)
     if failed:
         sys.exit(1)
 
@@ -94,14 +95,16 @@ class _Labeled:
     failed: bool = False  # whether there are more, which cannot be decoded
 
 
-def _test_images(settings: Settings, content: Mapping[str, Any], outputs: int) -> _Labeled:
-    """Those of the run, or the first of them. outputs: of its network."""
+def _test_images(settings: Settings, content: Mapping[str, Any], inputs: Inputs, outputs: int) -> _Labeled:
+    """Those of the run, or the first of them. inputs: what its checkpoint says of them. outputs: of its network."""
     size = content["settings"]["test_size"]
     size = min(size, settings.test_size if "test_size" in settings.given else size)
     try:
         data = of_run(content, settings.data_dir, settings.dataset if "dataset" in settings.given else None)
         for labels in (data.train_labels, data.test_labels):  # either would say that the data are not the run's
             check_labels(labels, outputs)
+        if (data.classes, data.normalization) != (inputs.classes, inputs.normalization):
+            raise DataError(f"the checkpoint's classes, mean and deviation are not those of {data.name}")
     except DataError as error:
         raise DataError(f"{settings.evaluate}: {error}") from None
     return _Labeled("test images", data.test_images[:size], data.test_labels[:size], range(size))
@@ -142,14 +145,15 @@ class _Found:
 
 
 def _evaluate(
-    settings: Settings, content: Mapping[str, Any], device: Device, model: nn.Module, state: dict[str, Any]
-) -> bool:
+    settings: Settings, content: Mapping[str, Any], device: Device, model: nn.Module, state: dict[str, Any],
+    inputs: Inputs,
+) -> bool:  # fmt: skip
     """Loss and accuracy, overall and per class; figures and predictions.csv. Returns whether images were left out."""
-    folder, inputs = Path(settings.evaluate), inputs_of(state)
+    folder = Path(settings.evaluate)
     if settings.data:
         given = _other_images(settings.data, inputs.classes)
     else:
-        given = _test_images(settings, content, describe(model, len(inputs.classes)).classes)
+        given = _test_images(settings, content, inputs, describe(model, len(inputs.classes)).classes)
     found = _look(given, inputs, device, model, content["settings"])
     position = f"epoch {state['epochs']}" + (f", step {state['step']} of the next" if state["step"] else "")
     print(f"{folder}: after {position}, {len(given.images)} {given.what}, {device.precision}")
