@@ -67,5 +67,17 @@ def factors(config, steps_per_epoch: int) -> list[float]:
 
     Empty if the learning rate is the same at every step.
     """
-    warmup, steps = (round(epochs * steps_per_epoch) for epochs in (config.warmup, config.schedule_epochs))
-    return [SCHEDULES[config.schedule].factor(step, steps, warmup) for step in range(steps or warmup)]
+    steps, warmup = _lengths(config, steps_per_epoch)
+    return [factor_at(config, steps_per_epoch, step) for step in range(steps or warmup)]
+
+
+def factor_at(config, steps_per_epoch: int, step: int) -> float:
+    """The factor at one step, from 0."""
+    steps, warmup = _lengths(config, steps_per_epoch)
+    last = (steps or warmup) - 1
+    return SCHEDULES[config.schedule].factor(min(step, last), steps, warmup) if last >= 0 else 1.0
+
+
+def _lengths(config, steps_per_epoch: int) -> tuple[int, int]:
+    """Steps of the schedule and of its warm-up."""
+    return round(config.schedule_epochs * steps_per_epoch), round(config.warmup * steps_per_epoch)

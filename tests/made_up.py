@@ -15,6 +15,7 @@ from cifar_lab.run_folder.tables import (
     PROBE_COLUMNS,
     VALIDATED_COLUMNS,
 )
+from cifar_lab.schedules import factor_at
 from cifar_lab.settings import RunConfig, run_folder
 
 NETWORKS = {  # name: script, label, colour
@@ -77,7 +78,8 @@ def write_run(
         "command": "python MyVGG.py", "environment": environment,
     })  # fmt: skip
     accuracy, loss = [float(x) for x in test_accuracy[:done]], [float(x) for x in train_loss[:done]]
-    rows = [(e + 1, config.lr, loss[e], accuracy[e] / 2, loss[e] + 0.1, accuracy[e], 1.5, 3000.5) for e in range(done)]
+    rates = [config.lr * factor_at(config, steps_per_epoch, (e + 1) * steps_per_epoch - 1) for e in range(done)]
+    rows = [(e + 1, rates[e], loss[e], accuracy[e] / 2, loss[e] + 0.1, accuracy[e], 1.5, 3000.5) for e in range(done)]
     for name, values in (columns or {}).items():
         place = EPOCH_COLUMNS.index(name)
         rows = [(*row[:place], value, *row[place + 1 :]) for row, value in zip(rows, values, strict=True)]

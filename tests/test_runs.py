@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from cifar_lab.run_folder.checkpoint import training_command
 from cifar_lab.run_folder.reader import Run, final_accuracy, find_run_folders, read_run, read_runs, report_runs
 from cifar_lab.run_folder.schema import RunFileError, read_config
 from cifar_lab.run_folder.tables import EPOCH_COLUMNS, PROBE_COLUMNS, predictions_text
+from cifar_lab.schedules import SCHEDULES, factors
 from cifar_lab.settings import RunConfig
 
 PROBES = [(step, eta, 2.0, 1.0, 0.5, 0.9, 0.5 / eta) for step in (10, 20, 30) for eta in (0.05, 0.1)]
@@ -382,6 +383,12 @@ def test_an_integer_too_long_for_python(folder):
             {"settings": {"model": "inception", "batch_size": 0}},
             "batch_size is not an integer from 1 to 9007199254740992",
         ),
+        ({"settings": {"model": "inception", "lr": -1}}, "lr is not a number above 0 to 1e+06"),
+        ({"settings": {"model": "inception", "lr": 1e308}}, "lr is not a number above 0 to 1e+06"),
+        ({"settings": {"model": "inception", "weight_decay": -1e300}}, "weight_decay is not a number from 0 to 10"),
+        ({"settings": {"model": "inception", "momentum": 7}}, "momentum is not a number from 0 to 1"),
+        ({"settings": {"model": "inception", "seed": 2**32}}, "seed is not an integer from 0 to 4294967295"),
+        ({"settings": {"model": "inception", "batch_size": 1}}, "batch_size is not an integer from 2 to 100000"),
         ({"environment": []}, "environment is not a JSON object"),
         ({"environment": {"device": 3}}, "device is not a line of text"),
         ({"environment": {"device": "a\nb"}}, "device is not a line of text"),
@@ -392,6 +399,38 @@ def test_a_config_with_a_wrong_entry(folder, changes, complaint):
     with pytest.raises(RunFileError) as error:
         read_run(folder)
     assert str(error.value) == f"{folder / 'config.json'}: {complaint}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("train_seconds", -1, "train_seconds is -1, negative"), ("train_loss", -3, "train_loss is -3, negative"),
+        ("images_per_second", -0.5, "images_per_second is -0.5, negative"),
+        ("test_loss", -1e-9, "test_loss is -1e-09, negative"),
+        ("learning_rate", 77, "learning_rate is 77, not that of the settings"),
+        ("train_accuracy", 100.5, "train_accuracy is 100.5, not a percentage"),
+    ],
+)  # fmt: skip
+def test_epochs_that_no_run_writes(name, value, complaint, tmp_path):
+    usual = {"learning_rate": 1e-4}.get(name, 1.0)
+    folder = write_run(tmp_path, "inception", columns={name: [usual] * 2 + [value] + [usual] * 2})
+    with pytest.raises(RunFileError) as error:
+        read_run(folder)
+    assert str(error.value) == f"{folder / 'epochs.csv'}:4: {complaint}"
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_rates_of_a_schedule_are_compared_with_it(schedule, tmp_path):
+    config = replace(config_of("inception", "quick"), schedule=schedule, schedule_epochs=5, warmup=1.5)
+    if schedule == "constant":
+        config = replace(config, schedule_epochs=0)
+    folder = write_run(tmp_path, config)
+    last = 150 if schedule == "constant" else 500
+    expected = [1e-4 * factors(config, STEPS)[min(STEPS * epoch, last) - 1] for epoch in range(1, 6)]
+    assert read_run(folder).column("learning_rate") == pytest.approx(expected)
+    edit(folder / "config.json", settings=asdict(replace(config, warmup=4.5)))
+    with pytest.raises(RunFileError, match=r"learning_rate is .+, not that of the settings"):
+        read_run(folder)
 
 
 def test_settings_that_a_config_lacks_have_their_default(folder):
@@ -412,6 +451,14 @@ def test_settings_that_a_config_lacks_have_their_default(folder):
         ({"train_seconds": None}, "train_seconds is not a number from 0 to inf"),
         ({"final_accuracy": 101}, "final_accuracy is not a number from 0 to 100"),
         ({"final_accuracy": "high"}, "final_accuracy is not a number from 0 to 100"),
+        ({"final_accuracy": 99.9}, "final_accuracy is 99.9; in epochs.csv it is 38.8333"),
+        ({"last_accuracy": 40}, "last_accuracy is 40; in epochs.csv it is 41"),
+        ({"best_accuracy_selected_on_test": 40}, "best_accuracy_selected_on_test is 40; in epochs.csv it is 41"),
+        ({"test_loss": -1}, "test_loss is not a number from 0 to inf"),
+        ({"probes_stopped_at_step": [1]}, "probes_stopped_at_step is not an integer from 1 to 9007199254740992"),
+        ({"lr": 5}, "unknown key 'lr'"),
+        ({"=cmd|calc": 5}, "unknown key '=cmd|calc'"),
+        ({"\ud800": 5}, "unknown key '\\ud800'"),
     ],
 )
 def test_a_summary_with_a_wrong_entry(folder, changes, complaint):

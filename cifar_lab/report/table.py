@@ -1,11 +1,9 @@
 """All runs as one CSV: a row per run, a column for each setting, option and result."""
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
-from cifar_lab.escape import csv_cell
+from cifar_lab.escape import csv_cell, csv_text
 from cifar_lab.run_folder.reader import Run
 
 
@@ -16,11 +14,8 @@ def to_csv(runs: Sequence[Run]) -> str:
     summary.json; script, label and fingerprint of the network; what config.json says of the machine.
     """
     rows = [_row(run) for run in runs]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
-    return out.getvalue()
+    names = dict.fromkeys(name for row in rows for name in row)
+    return csv_text([map(csv_cell, names), *([csv_cell(row.get(name)) for name in names] for row in rows)])
 
 
 def _row(run: Run) -> dict[str, Any]:

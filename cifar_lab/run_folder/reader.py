@@ -233,7 +233,9 @@ def read_run(folder: str | Path) -> Run:
         if (read_config(folder), read_summary(folder / "summary.json")) != (config, summary):
             return read_run(folder)  # the run has been continued meanwhile
         raise
-    check_epochs(folder / "epochs.csv", epochs)
+    check_epochs(folder / "epochs.csv", epochs, RunConfig(**config["settings"]))
+    if summary:
+        _check_accuracies(folder, summary, epochs["validation_accuracy" if validated else "test_accuracy"])
     right = None
     if summary and summary["diverged_at_step"] is None and len(epochs["epoch"]) and (folder / PREDICTIONS).exists():
         accuracy = summary["test_accuracy"] if validated else float(epochs["test_accuracy"][-1])
@@ -264,6 +266,16 @@ def _check_lengths(folder: Path, config: dict, summary: dict | None, epochs: int
     if diverged not in (None, steps + 1) or (diverged and epochs == config["epochs"]):
         has = f"steps.csv has {steps} rows, epochs.csv {epochs}"
         raise RunFileError(folder / "summary.json", f"diverged at step {diverged}; {has}")
+
+
+def _check_accuracies(folder: Path, summary: dict, accuracies: np.ndarray) -> None:
+    """Raises RunFileError if the summary has others than the epochs."""
+    own = {"final_accuracy": final_accuracy(accuracies)}
+    own |= {"last_accuracy": accuracies[-1], "best": accuracies.max()} if len(accuracies) else {}
+    for name, found in summary.items():
+        logged = own.get("best" if name.startswith("best_") else name)
+        if None not in (found, logged) and abs(found - logged) > 0.001:
+            raise RunFileError(folder / "summary.json", f"{name} is {found:g}; in epochs.csv it is {logged:g}")
 
 
 def measured_files(

@@ -3,6 +3,7 @@
 A file that is not exactly what a run writes raises `RunFileError`, which names the file and the line.
 """
 
+import argparse
 import codecs
 import json
 import math
@@ -17,7 +18,7 @@ from cifar_lab.activations import ACTIVATIONS
 from cifar_lab.losses import LOSSES
 from cifar_lab.run_folder.files import read_regular
 from cifar_lab.schedules import SCHEDULES
-from cifar_lab.settings import ALL_PRESETS, AUGMENTS, MOST_CLASSES, OPTION, RunConfig
+from cifar_lab.settings import ALL_PRESETS, AUGMENTS, MOST_CLASSES, OPTION, RunConfig, Settings
 
 SCHEMA = 2  # since 2, config.json names the network's script, label and fingerprint
 LARGEST_TEXT = 1 << 24  # bytes of a JSON file
@@ -66,6 +67,20 @@ def _real(low: float = -math.inf, high: float = math.inf) -> Kind:
         return number
 
     return kind
+
+
+def _within(parse: Callable[[str], Any], kind: Kind) -> Kind:
+    """Of that kind, and what the parser of a flag takes."""
+
+    def check(value: Any) -> Any:
+        value = kind(value)
+        try:
+            parse(repr(value))
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(str(error).partition(" is not ")[2]) from None
+        return value
+
+    return check
 
 
 def _or_none(kind: Kind) -> Kind:
@@ -138,13 +153,25 @@ _ENVIRONMENT = {
                     _or_none(_TEXT)),
     "threads": _or_none(_integer(1)),
 }  # fmt: skip
+# A number that is a flag has the flag's bounds.
+_FLAGS = {{"lrs": "lr"}.get(f.name, f.name): f.metadata["kind"] for f in fields(Settings) if f.metadata}
+for _name in {f.name for f in fields(RunConfig) if f.type in (int, float)} & _FLAGS.keys():
+    _SETTINGS[_name] = _within(_FLAGS[_name], _SETTINGS[_name])
 _SUMMARY = {
     "epochs": _integer(0), "steps": _integer(0), "parameters": _integer(1), "train_seconds": _real(0, math.inf),
-    "diverged_at_step": _or_none(_integer(1)),
+    "diverged_at_step": _or_none(_integer(1)), "probes_stopped_at_step": _or_none(_integer(1)),
+    "test_loss": _or_none(_real(0, math.inf)),
     **dict.fromkeys(("final_accuracy", "last_accuracy", "best_accuracy_selected_on_test",
                      "best_accuracy_selected_on_validation", "test_accuracy"), _or_none(_real(0, 100))),
     **dict.fromkeys(("test_seconds", "images_per_second", "flops_per_training_image", "tflops", "matmul_tflops",
                      "share_of_matmul_rate"), _or_none(_real(0, math.inf))),
+}  # fmt: skip
+
+
+# Not in the summary of every run.
+_SOMETIMES = {
+    "probes_stopped_at_step", "test_loss", "test_accuracy", "best_accuracy_selected_on_test",
+    "best_accuracy_selected_on_validation",
 }  # fmt: skip
 
 
@@ -213,7 +240,13 @@ def check_config(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 def read_summary(path: Path) -> dict[str, Any] | None:
     """The checked content of summary.json, None if there is none. Raises RunFileError."""
-    return _checked(path, _read_json(path), _SUMMARY) if path.exists() else None
+    if not path.exists():
+        return None
+    content = _read_json(path)
+    if unknown := sorted(content.keys() - _SUMMARY.keys()):
+        raise RunFileError(path, f"unknown key {unknown[0]!r:.80}")
+    checked = _checked(path, content, _SUMMARY)
+    return {key: value for key, value in checked.items() if key in content or key not in _SOMETIMES}
 
 
 def trained_to(summary: Mapping[str, Any] | None, epochs: int) -> bool:

@@ -14,6 +14,8 @@ from typing import NoReturn
 import numpy as np
 
 from cifar_lab.run_folder.schema import LARGEST_INTEGER, RunFileError, read_bytes
+from cifar_lab.schedules import factor_at
+from cifar_lab.settings import RunConfig
 
 EPOCH_COLUMNS = (
     "epoch", "learning_rate", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "train_seconds",
@@ -132,13 +134,19 @@ def read_predictions(path: Path, images: int, accuracy: float, source: str = "ep
     return right
 
 
-def check_epochs(path: Path, epochs: dict[str, np.ndarray]) -> None:
-    """Raises RunFileError if an accuracy is not a percentage."""
-    for name in (name for name in epochs if name.endswith("_accuracy")):
-        bad = (epochs[name] < 0) | (epochs[name] > 100)
+def check_epochs(path: Path, epochs: dict[str, np.ndarray], config: RunConfig) -> None:
+    """Raises RunFileError if a row has what no run with these settings writes."""
+    ends = range(config.steps_per_epoch - 1, len(epochs["epoch"]) * config.steps_per_epoch, config.steps_per_epoch)
+    rates = np.array([config.lr * factor_at(config, config.steps_per_epoch, step) for step in ends])
+    for name, column in epochs.items():
+        bad, what = column < 0, "negative"
+        if name.endswith("_accuracy"):
+            bad, what = bad | (column > 100), "not a percentage"
+        elif name == "learning_rate":
+            bad, what = ~np.isclose(column, rates, rtol=1e-6, atol=0), "not that of the settings"
         if bad.any():
             row = int(bad.argmax())
-            raise RunFileError(path, f"{name} is {epochs[name][row]:g}, not a percentage", row + 2)
+            raise RunFileError(path, f"{name} is {column[row]:g}, {what}", row + 2)
 
 
 def check_probes(path: Path, probes: dict[str, np.ndarray], complete: bool) -> dict[str, np.ndarray]:

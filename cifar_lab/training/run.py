@@ -16,7 +16,7 @@ from cifar_lab.run_folder import checkpoint
 from cifar_lab.run_folder.reader import final_accuracy, read_run
 from cifar_lab.run_folder.validation import Form
 from cifar_lab.run_folder.writer import Recorder
-from cifar_lab.schedules import factors
+from cifar_lab.schedules import factor_at, factors
 from cifar_lab.training.loader import Loader
 from cifar_lab.training.plan import DROPOUT, INITIALIZATION, seed_of, stream_seed
 from cifar_lab.training.position import Position
@@ -104,8 +104,8 @@ class TrainingRun:
 
     def _learning_rate(self) -> float:
         """Of the epoch's last step."""
-        step = (self.position.epochs + 1) * self._loader.steps - 1
-        return self.config.lr * (self._factors[min(step, len(self._factors) - 1)] if self._factors else 1.0)
+        steps = self._loader.steps
+        return self.config.lr * factor_at(self.config, steps, (self.position.epochs + 1) * steps - 1)
 
     @property
     def prefix(self) -> str:
