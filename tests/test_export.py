@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import MyVGG
 from cifar_lab.data.cache import load
 from cifar_lab.networks import build
 from cifar_lab.run_folder import checkpoint
-from cifar_lab.settings import RunConfig
+from cifar_lab.settings import EXPORTS, RunConfig
 from cifar_lab.training import export
 
 torch.set_num_threads(1)
@@ -148,11 +149,12 @@ def test_branches_can_be_exported(tmp_path, suffix):
 
 
 def readme_blocks() -> list[str]:
-    """The programs of the README that load a network."""
-    return [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "net." in block]
+    """The programs of the README that load a network, those that need the repository last."""
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "net." in block]
+    return sorted(blocks, key=lambda block: "MyVGG" in block)
 
 
-@pytest.mark.parametrize("block", readme_blocks(), ids=lambda block: re.search(r"net\.(\w+)", block)[1])
+@pytest.mark.parametrize("block", readme_blocks()[:2], ids=lambda block: re.search(r"net\.(\w+)", block)[1])
 def test_five_lines_of_the_readme_load_it_elsewhere(trained, tmp_path, block):
     """In a process of its own, in another folder, with the scripts and the package out of reach."""
     assert len([line for line in block.splitlines() if line and "import" not in line]) <= 5
@@ -168,8 +170,30 @@ def test_five_lines_of_the_readme_load_it_elsewhere(trained, tmp_path, block):
     assert done.stdout.split() == [CLASSES[int(by_hand(trained, picture[None]).argmax())]]
 
 
-def test_there_are_programs_for_both_kinds():
-    assert len(readme_blocks()) == 2
+def test_the_weights_of_the_readme_fit_its_class(trained, tmp_path):
+    """In a process of its own, in another folder, with the repository in reach."""
+    pytest.importorskip("safetensors", reason="pip install -r requirements-export.txt")
+    *_, block = readme_blocks()
+    exported(trained, tmp_path / "net.safetensors")
+    picture = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    np.save(tmp_path / "picture.npy", picture)
+    block += """
+import numpy, torch
+x = torch.from_numpy(numpy.load("picture.npy")).permute(0, 3, 1, 2) / 255
+x = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(deviation).view(3, 1, 1)
+numpy.save("logits.npy", network(x).detach().numpy())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), by_hand(trained, picture), atol=1e-4)
+
+
+def test_there_is_a_program_for_every_kind():
+    found = [re.search(r"net(\.\w+)", block)[1] for block in readme_blocks()]
+    assert sorted(found) == sorted(EXPORTS)
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------

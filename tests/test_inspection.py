@@ -1,6 +1,7 @@
 """What --evaluate shows of a trained network: calibration, filters, mistakes, predictions.csv; other images."""
 
 import csv
+import hashlib
 import re
 from pathlib import Path
 
@@ -138,14 +139,14 @@ def pictures(tmp_path, synthetic_data) -> Path:
 
 def test_other_images(trained, synthetic_data, pictures, probabilities):
     before = {path.name for path in trained.iterdir()}
-    drawn = evaluated(trained, synthetic_data, "--data", pictures, into="evaluation-mine")
+    into = trained / f"evaluation-mine-{hashlib.sha256(bytes(pictures)).hexdigest()[:8]}"
+    drawn = evaluated(trained, synthetic_data, "--data", pictures, into=into.name)
     labels = load(synthetic_data).test_labels[:TESTS]
     of_these = np.flatnonzero(labels < 4)
     right = int((probabilities.argmax(1) == labels)[of_these].sum())
     assert f"their accuracy {100 * right / len(of_these):.2f}%" in drawn.said
     assert re.search(rf"bird +{100 * np.mean(probabilities.argmax(1)[labels == 2] == 2):.2f}%", drawn.said)
-    into = trained / "evaluation-mine"
-    assert {path.name for path in trained.iterdir()} - before <= {"evaluation-mine"}
+    assert {path.name for path in trained.iterdir()} - before <= {into.name}
     rows = rows_of(into / "predictions.csv")
     assert len(rows) == len(of_these)
     for row in rows:

@@ -1,7 +1,9 @@
 """Pictures of every kind as a network sees them, and what it takes them for."""
 
 import csv
+import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,12 @@ def test_sixteen_bits_become_eight(tmp_path):
         assert_halves(tmp_path / name, (10,) * 3, (200,) * 3)
 
 
+def test_sixteen_bits_with_a_transparent_value(tmp_path):
+    values = halves((10,), (200,))[..., 0].astype(np.uint16) * 257
+    Image.fromarray(values).save(tmp_path / "deep.png", transparency=200 * 257)
+    assert_halves(tmp_path / "deep.png", (10,) * 3, WHITE)
+
+
 def test_a_palette(tmp_path):
     Image.fromarray(halves(RED, BLUE)).convert("P", palette=Image.Palette.ADAPTIVE, colors=4).save(tmp_path / "p.png")
     Image.fromarray(halves(RED, BLUE)).convert("P", palette=Image.Palette.ADAPTIVE, colors=4).save(tmp_path / "p.gif")
@@ -113,19 +121,46 @@ def test_cmyk(tmp_path):
 
 
 def damaged(folder: Path) -> list[Path]:
-    """A text, nothing, half a picture, a picture that claims a billion pixels, numbers of 32 bits."""
+    """A text, nothing, half a picture, one that claims a billion pixels, numbers of 32 bits, a folder, a FIFO."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "whole.png")
     whole = (folder / "whole.png").read_bytes()
     (folder / "whole.png").unlink()
+    size = struct.pack(">II", 30_000, 30_000) + whole[24:29]
+    checksum = struct.pack(">I", zlib.crc32(b"IHDR" + size))
     files = {
         "text.png": b"this is no picture\n", "empty.jpg": b"", "half.png": whole[: len(whole) // 2],
-        "huge.png": whole[:16] + struct.pack(">II", 30_000, 30_000) + whole[24:],
+        "huge.png": whole[:16] + size + checksum + whole[33:],
     }  # fmt: skip
     for name, content in files.items():
         (folder / name).write_bytes(content)
     Image.fromarray(np.full((4, 4), 100_000, np.int32)).save(folder / "wide.tiff")
-    return [folder / name for name in (*files, "wide.tiff")]
+    Image.fromarray(np.full((4, 4), 200, np.int32)).save(folder / "small.tiff")
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "fifo.png")
+    return [folder / name for name in (*files, "wide.tiff", "small.tiff", "folder.png", "fifo.png")]
+
+
+def test_what_is_said_of_them(tmp_path):
+    said = {}
+    for path in damaged(tmp_path):
+        with pytest.raises(DataError) as error:
+            pixels(path)
+        said[path.name] = str(error.value).removeprefix(f"{path}: ")
+    assert said.pop("half.png").startswith("cannot be decoded: ")
+    assert said == {
+        "text.png": "not a picture", "empty.jpg": "not a picture", "huge.png": "more than 178 million pixels",
+        **dict.fromkeys(("wide.tiff", "small.tiff"), "cannot be decoded: not 8 or 16 bits in a channel"),
+        "folder.png": "Is a directory", "fifo.png": "not a regular file",
+    }  # fmt: skip
+
+
+def test_a_large_picture_is_no_warning(tmp_path, monkeypatch, recwarn):
+    Image.fromarray(halves(RED, BLUE)).save(tmp_path / "a.png")
+    height, width, _ = halves(RED, BLUE).shape
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", height * width - 1)
+    assert_halves(tmp_path / "a.png", RED, BLUE)
+    assert not recwarn.list
 
 
 def test_damaged_pictures_are_named_in_a_line(tmp_path):
@@ -202,7 +237,8 @@ def test_command_line(trained, gallery, capsys, tmp_path):
         script.run(MyVGG.main, list(map(str, words)))
     said = capsys.readouterr()
     assert ended.value.code == 1
-    assert sorted(line.partition(": ")[0] for line in said.err.splitlines()) == sorted(map(str, bad))
+    files = [str(path) for path in bad if not path.is_dir()]  # a folder is no picture, whatever it is called
+    assert sorted(line.partition(": ")[0] for line in said.err.splitlines()) == sorted(files)
     *lines, last = said.out.splitlines()
     assert len(lines) == 3 and last == f"{table}: 3 pictures"
     with open(table, encoding="utf-8", newline="") as file:

@@ -1,6 +1,7 @@
 """Pictures of any kind as the images that a network takes."""
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from cifar_lab.data.sources import LARGEST_PART, DataError
 from cifar_lab.program import is_out_of_memory
-from cifar_lab.run_folder.files import open_regular
+from cifar_lab.run_folder.files import NotRegular, open_regular
 from cifar_lab.settings import SIZE
 
 # Of the pictures in a folder: torchvision's IMG_EXTENSIONS, and GIF.
@@ -27,7 +28,8 @@ def find(given: Iterable[str | Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        below = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+        named = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+        below = [p for p in named if not p.is_dir()]
         if not below:
             raise DataError(f"{path}: no pictures ({' '.join(SUFFIXES)})")
         found += below
@@ -66,11 +68,15 @@ def decode(path: Path) -> np.ndarray:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with open_regular(path, LARGEST_PART) as file, Image.open(file) as image:
+        with (
+            warnings.catch_warnings(action="ignore"),  # of Pillow, that a picture is large
+            open_regular(path, LARGEST_PART) as file,
+            Image.open(file) as image,
+        ):
             image.draft("RGB", (4 * SIZE, 4 * SIZE))  # a large JPEG is decoded at a fraction of its size
             upright = ImageOps.exif_transpose(image)
             if upright.mode[0] in "IF":
-                upright = _eight_bits(upright)
+                upright = _eight_bits(upright, image.format)
             if upright.has_transparency_data:
                 upright = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
@@ -78,15 +84,29 @@ def decode(path: Path) -> np.ndarray:
     except Exception as error:  # a parser raises nearly anything on a damaged file
         if is_out_of_memory(error):
             raise
-        why = "not a picture" if isinstance(error, UnidentifiedImageError) else f"cannot be decoded: {error}"
+        if isinstance(error, NotRegular):
+            why = error.strerror
+        elif isinstance(error, UnidentifiedImageError):
+            why = "not a picture"
+        elif isinstance(error, Image.DecompressionBombError):
+            why = f"more than {2 * Image.MAX_IMAGE_PIXELS // 1_000_000} million pixels"
+        else:
+            why = f"cannot be decoded: {error}"
         raise DataError(" ".join(why.split())) from None
 
 
-def _eight_bits(image):
-    """A picture of 16 bits in its only channel with 8; Pillow's own conversion would cut off at 255."""
+def _eight_bits(image, format: str):
+    """A picture of 16 bits in its only channel with 8; Pillow's own conversion would cut off at 255.
+
+    format: of its file. In some, Pillow gives pictures of 16 bits in 32; a TIFF that has 32 has numbers of any scale.
+    """
     from PIL import Image
 
     values = np.asarray(image)
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 0xFFFF:
+    of_any_scale = format == "TIFF" and image.mode == "I"
+    if of_any_scale or values.dtype.kind == "f" or values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError("not 8 or 16 bits in a channel")
-    return Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))
+    eight = Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))
+    if (color := image.info.get("transparency")) is not None:
+        eight.putalpha(Image.fromarray(np.where(values == color, 0, 255).astype(np.uint8)))
+    return eight

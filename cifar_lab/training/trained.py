@@ -1,5 +1,7 @@
 """What the training scripts do with a trained run: evaluate it and look inside, export it, classify pictures."""
 
+import hashlib
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,13 +164,19 @@ def _evaluate(
     longest = max(map(len, found.classes))
     for name, row, right in zip(found.classes, found.confusion, found.confusion.diagonal(), strict=True):
         print(f"  {name:<{longest}} {100 * int(right) / max(int(row.sum()), 1):6.2f}%  of {int(row.sum())}")
-    into = folder / f"evaluation-{Path(settings.data).resolve().name}" if settings.data else folder
+    into = folder / _of_data(Path(os.path.realpath(settings.data))) if settings.data else folder
     into.mkdir(exist_ok=True)
     files = _draw(given, found, model, into, f"{content['settings']['model']}, {folder.name}")
     rows = zip(given.names, given.labels, found.predictions, found.confidence, found.of_truth, strict=True)
     write_text(into / "predictions.csv", _to_csv(rows, found.classes))
     print(*files, into / "predictions.csv", sep="\n")
     return given.failed
+
+
+def _of_data(data: Path) -> str:
+    """The folder for what is found about other images: two folders of one name have one each."""
+    digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:8]
+    return f"evaluation-{escape.file_name(data.name, escape.LONGEST_NAME // 2)}-{digest}"
 
 
 def _look(

@@ -90,7 +90,7 @@ function shown(curve) {
 // --- Text ------------------------------------------------------------------------------------------------------------
 
 const whole = (x) => x.toLocaleString("en-US", { maximumFractionDigits: 0 });
-const three = (x) => (Math.abs(x) >= 1000 ? whole(x) : String(Number(x.toPrecision(3))));
+const significant = (count) => (x) => (Math.abs(x) >= 1000 ? whole(x) : String(Number(x.toPrecision(count))));
 
 /** An element with properties, or attributes where it has no such property. */
 function make(tag, properties = {}, ...children) {
@@ -342,7 +342,7 @@ class Chart {
       scales: { x: { time: false, distr: distribution("x"), range: () => x }, y: { distr: distribution("y"), range } },
       axes: [
         { ...axis, label: this.unit, size: 30, space: 70, values: told(whole) },
-        { ...axis, label, size: 48, values: told(three) },
+        { ...axis, label, size: 48, values: told(significant(3)) },
       ],
       cursor: {
         y: false, points: { show: false }, drag: { x: true, y: false, setScale: false },
@@ -443,7 +443,7 @@ function stepsChart(root, numbers) {
   return new Chart(root, {
     unit: "step", bucket: content.bucket, curves: [...bands, ...series], seeds: seedsOf(series), logarithmic: true,
     views: [...views, { title: "The loss of every run", on: everyRun }],
-    quantities: { loss: content.quantities.train_loss }, digits: three,
+    quantities: { loss: content.quantities.train_loss }, digits: significant(4),
     parts: (curve, seed) => {
       const of = curve.runs[seed];
       if (!of) return [];
