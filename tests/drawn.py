@@ -63,6 +63,25 @@ def texts(figure):
     return [one_line(text.get_text()) for text in figure.findobj(Text) if text.get_text().strip()]
 
 
+def extents(figure):
+    """The boxes of the titles, labels, notes and legends of a figure as its PNG has them, in pixels, by their words.
+
+    None lies outside the page.
+    """
+    figure.set_dpi(160)
+    figure.draw_without_rendering()
+    page, parts = figure.bbox.padded(1), [*figure.texts, *figure.findobj(Legend)]
+    for axes in figure.axes:
+        parts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+    boxes = {}
+    for part in parts:
+        words = part.get_text() if isinstance(part, Text) else "legend"
+        if words.strip():
+            boxes[one_line(words)] = box = part.get_window_extent()
+            assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, words
+    return boxes
+
+
 def legend(figure):
     """(label, colour) of every entry of a figure's legends."""
     entries = []

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn import assert_axes, drawn_by, filled, legend, lines, one_line, plotted, same, texts
+from drawn import assert_axes, drawn_by, extents, filled, legend, lines, one_line, plotted, same, texts
 from made_up import write_run
 from matplotlib.colors import to_hex
 from matplotlib.contour import ContourSet
@@ -653,7 +653,8 @@ def test_the_ratio_of_the_widths_up_to_each_step(bands):
     drawn, naive = bands
     figure = drawn.figures["landscape_ratio"]
     (axes,) = figure.axes
-    assert_axes(axes, "training step t", "mean width up to step t,\nVGG-A + BatchNorm / VGG-A")
+    assert_axes(axes, "training step t", "ratio of the mean widths\nup to step t")
+    assert figure.get_suptitle() == "Ratio of the widths of two learning-rate bands:\nVGG-A + BatchNorm / VGG-A"
     ratios = []
     for seed in (4, 7):
         bn, plain = (naive[model, seed].upper - naive[model, seed].lower for model in ("vgg_a_bn", "vgg_a"))
@@ -683,6 +684,25 @@ def test_the_ratio_of_the_widths_up_to_each_step(bands):
         f"losses averaged over 499 steps: {dashed[-1].get_ydata()[-1]:.2f} over all steps",
     ]
     assert any("the claim needs 10,000 steps" in text for text in texts(figure))
+
+
+def test_the_words_of_published_bands_have_room(tmp_path):
+    for model in ("vgg_a", "vgg_a_bn"):
+        for rate in ("0.001", "0.0005", "0.0001", "5e-05"):
+            write_run(tmp_path / "published", f"{model}_lr{rate}", "report", epochs=1)
+    figures = plotted(tmp_path).figures
+    for name in ("landscape", "landscape_ratio"):
+        figure = figures[f"{name}-published"]
+        boxes = extents(figure)
+        panel, label = (part.get_window_extent() for part in (figure.axes[0], figure.axes[0].yaxis.label))
+        assert panel.y0 <= label.y0 and label.y1 <= panel.y1
+        assert not boxes["legend"].overlaps(panel) and not boxes["legend"].overlaps(
+            boxes[one_line(figure.get_suptitle())]
+        )
+    (cells,) = (table.get_celld() for table in figures["landscape-published"].findobj(Table))
+    words = [cell.get_text().get_window_extent() for cell in cells.values() if cell.get_text().get_text().strip()]
+    assert len(words) == 14
+    assert not any(word.overlaps(other) for i, word in enumerate(words) for other in words[:i])
 
 
 def test_a_long_band_has_the_running_medians_of_both_curves(tmp_path):
@@ -922,16 +942,16 @@ SURFACES = {
 }  # fmt: skip
 NOTES = {
     "surface-2d-5x5-range0.5-50images-seed1-eval": (
-        "5 x 5 points, seed 1; loss on 50 training images, not augmented; eval mode: BatchNorm with its running "
-        "statistics, no dropout"
+        "5 x 5 points, seed 1; loss on 50 training images, not augmented; eval mode: no dropout, BatchNorm with its "
+        "running statistics"
     ),
     "surface-2d-3x3-range1-60images-seed0-train": (
-        "3 x 3 points, seed 0; loss on 60 training images, not augmented; train mode: BatchNorm with the statistics of "
-        "up to 128 images, no dropout"
+        "3 x 3 points, seed 0; loss on 60 training images, not augmented; train mode: no dropout, BatchNorm with the "
+        "statistics of up to 128 images"
     ),
     "surface-1d-7-range1-60images-seed0-eval": (
-        "7 points, seed 0; loss on 60 training images, not augmented; eval mode: BatchNorm with its running "
-        "statistics, no dropout"
+        "7 points, seed 0; loss on 60 training images, not augmented; eval mode: no dropout, BatchNorm with its "
+        "running statistics"
     ),
 }
 PAIR = "vgg_a-vs-vgg_a_bn-adam-lr1e-3-wd1e-4-seed3"

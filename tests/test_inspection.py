@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import count, run, table
-from drawn import drawn_by, texts
+from drawn import drawn_by, extents, texts
+from matplotlib import pyplot as plt
 from PIL import Image
 
 import MyVGG
@@ -122,6 +123,39 @@ def test_no_mistakes_and_filters_of_zeros_can_be_drawn(tmp_path):
     assert inspection.draw_filters(np.zeros((2, 3, 3, 3), np.float32), tmp_path / "filters", title="x")
 
 
+NAME = "vgg_a, adam-lr1e-3-wd1e-4-seed0-leaky_relu-label_smoothing-one-cycle-warmup0.5-epochs1-width0.06-batch50-fp32"
+DRAWN = {
+    "mistakes": lambda n, to, title: inspection.draw_mistakes(
+        np.zeros((n, 32, 32, 3), np.uint8), ["automobile, taken for\nairplane, 100%"] * n, to, title=title
+    ),
+    "filters": lambda n, to, title: inspection.draw_filters(np.ones((n + 1, 3, 3, 3)), to, title=title),
+    "reliability": lambda n, to, title: inspection.draw_reliability(
+        calibration(np.linspace(0.1, 1, n + 2), np.arange(n + 2) % 2 == 0), to, title=title
+    ),
+}
+
+
+@pytest.mark.parametrize("title", [NAME[:32], NAME])
+@pytest.mark.parametrize("count", [0, 1, 3, 24])
+@pytest.mark.parametrize("kind", DRAWN)
+@pytest.mark.filterwarnings("error")
+def test_words_lie_inside_the_page_and_captions_below_their_pictures(kind, count, title, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(inspection, "save", lambda figure, _: kept.append(figure))
+    DRAWN[kind](count, tmp_path, title)
+    (figure,) = kept
+    plt.close(figure)
+    extents(figure)
+    panels = [(ax.get_window_extent(), ax.title.get_window_extent()) for ax in figure.axes if ax.images]
+    for picture, caption in panels if kind == "mistakes" else ():
+        assert caption.y1 <= picture.y0 and picture.x0 <= caption.x0 and caption.x1 <= picture.x1
+        assert picture.y0 - caption.y1 < 0.1 * picture.height
+        assert not any(caption.overlaps(other) for other, _ in panels)
+    if panels and count > 1:
+        wide = max(picture.x1 for picture, _ in panels) - min(picture.x0 for picture, _ in panels)
+        assert wide > 0.45 * figure.bbox.width if kind == "filters" else wide > 0.9 * figure.bbox.width
+
+
 # --- Other images -----------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +180,7 @@ def test_other_images(trained, synthetic_data, pictures, probabilities):
     right = int((probabilities.argmax(1) == labels)[of_these].sum())
     assert f"their accuracy {100 * right / len(of_these):.2f}%" in drawn.said
     assert re.search(rf"bird +{100 * np.mean(probabilities.argmax(1)[labels == 2] == 2):.2f}%", drawn.said)
+    assert re.search(r"^  truck +-  of 0$", drawn.said, re.M)
     assert {path.name for path in trained.iterdir()} - before <= {into.name}
     rows = rows_of(into / "predictions.csv")
     assert len(rows) == len(of_these)

@@ -128,6 +128,7 @@ def test_command_line(tmp_path, with_tests):
     assert lines(accuracies)[1] == (line.t.tolist(), line.test_accuracy.tolist())
     assert any("from quick/vgg_a/adam-lr1e-3-wd1e-4-seed0 (t = 0) to quick/vgg_a/adam-lr1e-4-wd1e-4-seed0 (t = 1)" in t
                for t in texts(figure))  # fmt: skip
+    assert "BatchNorm" not in "".join(texts(figure))
     content = file.read_bytes()
     assert landscape.main(["line", str(first), str(second), *FLAGS]) == 0
     assert file.read_bytes() == content

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn import drawn_by, legend, lines, plotted, same, texts
+from drawn import drawn_by, extents, legend, lines, plotted, same, texts
 from made_up import write_run
 from matplotlib.table import Table
 from PIL import Image
@@ -545,6 +545,24 @@ def test_any_runs_are_called_by_what_they_differ_in(tmp_path):
         "learning rate 1e-3, init xavier (published)",
     ]  # fmt: skip
     assert not (tmp_path / "published" / "quick" / "figures").exists()
+
+
+@pytest.mark.filterwarnings("error")
+def test_runs_that_differ_in_very_much_have_a_taller_figure(tmp_path):
+    other = replace(
+        BASE, optimizer="sgd", momentum=0.9, weight_decay=5e-4, activation="leaky_relu", loss="label_smoothing",
+        schedule="one-cycle", warmup=0.5, schedule_epochs=3, width=0.06, width_transfer=False, bias_decay=False,
+        seed_per_rate=True, init="pytorch", batch_size=50, train_size=500, test_size=100, validation_size=100,
+        augment="flip-crop",
+    )  # fmt: skip
+    configs = [BASE, *(replace(other, lr=lr) for lr in (1e-2, 2e-2, 3e-2, 4e-2, 5e-2))]
+    folders = [write_run(tmp_path, config) for config in configs]
+    (figure,) = drawn_by(plot_results.main, folders, tmp_path).figures.values()
+    boxes = extents(figure)
+    assert len(legend(figure)) == len(folders)
+    panels = [axes.get_window_extent() for axes in figure.axes]
+    assert all(panel.height > 1.8 * figure.dpi and panel.width > 3 * figure.dpi for panel in panels)
+    assert not any(box.overlaps(panel) for words, box in boxes.items() if words == "legend" for panel in panels)
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path, capsys):

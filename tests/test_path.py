@@ -7,14 +7,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from drawn import drawn_by, lines
+from drawn import drawn_by, extents, lines, texts
+from made_up import write_run
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from test_surface import IMAGES, images, images_and_labels, mean_loss, small_net, trained  # noqa: F401
 from trainings import content, flags, folder_in_memory, train_here
 
 import landscape
-from cifar_lab.measures.path import Grid, Trajectory, principal_plane, read_path
+from cifar_lab.figures import path as figure_of_path
+from cifar_lab.figures.style import Figures
+from cifar_lab.measures.path import Grid, Path2D, Trajectory, principal_plane, read_path
 from cifar_lab.measures.surface import losses_at
 from cifar_lab.run_folder import checkpoint
+from cifar_lab.run_folder.reader import read_run
 
 torch.set_num_threads(1)
 
@@ -172,6 +179,8 @@ def test_command_line(tmp_path, images, capsys):  # noqa: F811
     assert lines(axes)[0] == tuple(column.tolist() for column in path.trajectory.points.T)
     assert axes.get_xlabel() == f"a, first direction: {100 * path.trajectory.shares[0]:.1f}% of the variance"
     assert [t.get_text() for t in axes.texts] == ["step 0", "step 200"]
+    words = "".join(texts(figure))
+    assert "eval mode: no dropout; " in words and "BatchNorm" not in words
     before = (folder / NAME).read_bytes()
     assert landscape.main(["path", str(folder), *FLAGS]) == 0
     assert (folder / NAME).read_bytes() == before
@@ -179,6 +188,54 @@ def test_command_line(tmp_path, images, capsys):  # noqa: F811
     landscape.main([str(tmp_path)])
     said = capsys.readouterr().out
     assert f"run: python landscape.py path {folder} --points 3 --images 20 --seed 4" in said
+
+
+def drawn_around(trajectory, loss, tmp_path, monkeypatch) -> Figure:
+    """The figure of a trajectory; loss: a function of a and b."""
+    kept = []
+    monkeypatch.setattr(Figures, "add", lambda self, figure, *_: kept.append(figure))
+    a, b = np.meshgrid(*trajectory.axes(25), indexing="ij")
+    run = read_run(write_run(tmp_path, "vgg_a_lr0.001"))
+    figure_of_path.draw(Figures(), tmp_path, run, Path2D(Grid(), trajectory, loss(a, b).ravel()))
+    (figure,) = kept
+    plt.close(figure)
+    return figure
+
+
+def test_the_colours_show_the_valley_between_high_walls(tmp_path, monkeypatch):
+    """From 2.3 to 1.9 along the trajectory, as after a short training; at one end of the plane it goes up to 100."""
+    points = np.array([[20, 2], [12, -5], [6, -7], [2, -5], [0, 0]], float)
+    trajectory = Trajectory((0, 20, 40, 60, 80), points, (0.76, 0.17))
+    figure = drawn_around(
+        trajectory, lambda a, b: 1.9 + 0.02 * a.clip(0) + np.exp(2 * (a - 20.5)).clip(0, 98), tmp_path, monkeypatch
+    )
+    axes = figure.axes[0]
+    extents(figure)
+    levels = axes.collections[0].levels
+    assert sum(1.9 < level < 2.3 for level in levels) >= 10
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    box = axes.get_window_extent()
+    assert box.width / (right - left) == pytest.approx(box.height / (top - bottom), rel=1e-3)
+    for text in axes.texts:  # white on a dark box, inside the panel
+        assert to_hex(text.get_bbox_patch().get_facecolor()) == "#000000" and to_hex(text.get_color()) == "#ffffff"
+        words = text.get_window_extent()
+        assert box.x0 <= words.x0 and words.x1 <= box.x1 and box.y0 <= words.y0 and words.y1 <= box.y1
+    label = axes.yaxis.label.get_window_extent()
+    assert box.y0 - 1 <= label.y0 and label.y1 <= box.y1 + 1
+
+
+def test_a_long_way_down_is_logarithmic(tmp_path, monkeypatch):
+    trajectory = Trajectory((0, 1, 2), np.array([[10, 1], [5, 8], [0, 0]], float), (0.8, 0.1))
+    figure = drawn_around(trajectory, lambda a, b: 0.001 + 0.23 * np.abs(a), tmp_path, monkeypatch)
+    ratios = np.diff(np.log(figure.axes[0].collections[0].levels))
+    np.testing.assert_allclose(ratios, ratios[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 2.0])
+def test_losses_that_are_not_finite_or_all_the_same(value, tmp_path, monkeypatch):
+    trajectory = Trajectory((0, 1, 2), np.array([[10, 1], [5, 8], [0, 0]], float), (0.8, 0.1))
+    losses = lambda a, b: np.where((a < 1) & (b < 1), 2.0, value)  # noqa: E731
+    assert drawn_around(trajectory, losses, tmp_path, monkeypatch)
 
 
 def test_runs_that_will_not_do(tmp_path, images, capsys):  # noqa: F811

@@ -192,7 +192,10 @@ def test_command_line(tmp_path, images, monkeypatch, capsys):  # noqa: F811
     assert any(f"largest eigenvalue {spectrum.eigenvalues.max():.4g}" in text for text in texts(figure))
     assert any("4 Lanczos iterations from 2 random vectors" in text for text in texts(figure))
     (at, density), (marks, _) = lines(figure.axes[0])
-    assert marks == [value for value, _ in spectrum.outer(5)]
+    assert marks == [value for largest in (True, False) for value, _ in spectrum.outer(5, largest=largest)]
+    assert max(density[0], density[-1]) < figure.axes[0].get_ylim()[0]  # both flanks reach the lower edge
+    note = "no dropout, BatchNorm with its running statistics; density: blurred by a Gaussian of standard deviation "
+    assert any(note in text and "marks: the 5 largest and the 5 smallest" in text for text in texts(figure))
     width = 0.01 * (spectrum.eigenvalues.max() - spectrum.eigenvalues.min())
     assert density == spectrum.density(np.array(at), width).tolist()
 

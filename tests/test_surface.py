@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -392,6 +393,22 @@ def test_a_is_drawn_to_the_right_and_b_upwards(tmp_path, monkeypatch):
         np.testing.assert_allclose(a, np.tile([-2, -1, 0, 1, 2], (5, 1)))
         np.testing.assert_allclose(b, a.T)
         np.testing.assert_allclose(shown, 3 + a + b**2 / 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [("vgg_a", "no dropout"), ("inception", "no dropout"),
+     ("vgg_a_bn", "no dropout, BatchNorm with its running statistics"),
+     ("own", "no dropout, BatchNorm, if there is any, with its running statistics")],
+)  # fmt: skip
+def test_batchnorm_is_named_where_a_network_has_it(tmp_path, model, said):
+    """Of a network of one's own the run folder does not say it."""
+    folder = write_run(tmp_path, replace(config_of("vgg_a_lr0.001", "quick"), model=model))
+    surface, figures = surface_file(folder, Grid(points=3), np.linspace(0.5, 1, 9).tolist()), Figures()
+    draw(figures, tmp_path / "figures", {read_run(folder): read_surface(surface)})
+    ((stem, _),) = figures.drawn
+    svg = " ".join(re.sub("<[^>]*>", " ", Path(f"{stem}.svg").read_text(encoding="utf-8")).split())
+    assert svg.partition("eval mode: ")[2].rstrip() == said
 
 
 def test_nothing_finite_is_not_drawn(tmp_path):

@@ -1,6 +1,5 @@
 """The figures of the learning-rate band."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +19,9 @@ from cifar_lab.figures.style import (
     Look,
     View,
     caveats,
+    heading,
+    legend_above,
+    legend_label,
     loss_floor,
     loss_label,
     off_axis,
@@ -114,13 +116,13 @@ def draw(figures: Figures, stem: Path, bands: Sequence[Rates], named_by: Sequenc
     axes.set_ylabel(loss_label("training loss", every))
     rates = list(dict.fromkeys(tuple(run.settings["lr"] for run in next(iter(of.values()))) for of in bands))
     count = {2: "two", 3: "three", 4: "four"}.get(len(rates[0]), str(len(rates[0]))) if len(rates) == 1 else "the"
-    figure.suptitle(f"Learning-rate band: largest and smallest training loss over {count} learning rates", fontsize=11)
+    heading(figure, f"Learning-rate band: largest and smallest training loss over {count} learning rates")
     _band_table(below, looks, areas, shared, loss_label("mean width", every))
     lines = "filled: raw; lines: running medians of both curves" if drawn[0].steps > DENSE else "medians: running,"
     notes = [f"drawn: seed {' and '.join(map(str, sorted(set(seeds))))}", f"{lines} over {drawn[0].window} steps"]
     listed = " / ".join(", ".join(map(number, of)) for of in rates)
     text = f"{setting_text(every)}, learning rates {listed}; {_span(every)}"
-    small_print(figure, wrapped("; ".join([text, *notes, *beyond, *caveats(every)])))
+    small_print(figure, "; ".join([text, *notes, *beyond, *caveats(every)]))
     names = " and ".join(look.label for look in looks)
     figures.add(
         figure, stem, f"The learning-rate band of {names}: largest and smallest training loss over the learning rates",
@@ -178,15 +180,12 @@ def draw_band(axes: Axes, bands: Sequence[tuple[Look, Band]], classes: int = 10)
     axes.set_xlabel("training step")
     axes.set_xlim(1, max(2, *(area.steps for _, area in bands)))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    patches = [Patch(facecolor=look.colour, alpha=fill, label=look.text) for look, _ in bands]
+    patches = [Patch(facecolor=look.colour, alpha=fill, label=legend_label(axes, look.label, 8)) for look, _ in bands]
     entries: dict[str, Patch | tuple[Patch, ...]] = {patch.get_label(): patch for patch in patches}
     if len(bands) > 1:
         entries["overlap"] = tuple(patches)
-    # Above the axes no curve runs into it.
-    axes.legend(
-        entries.values(), entries.keys(), loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2,
-        fontsize=8, handler_map={tuple: HandlerTuple(ndivide=1)},
-    )  # fmt: skip
+    handlers = {tuple: HandlerTuple(ndivide=1)}
+    legend_above(axes, entries.values(), entries.keys(), size=8, handler_map=handlers)
     return _set_loss_axis(axes, [area for _, area in bands], LOSS_SHOWN * np.log(classes) / np.log(10))
 
 
@@ -221,7 +220,7 @@ def _band_table(
         "", f"{width}:\nlargest minus\nsmallest loss", "step after which\nthe loss halfway\nis under 1.0",
         "steps per 1,000:\nlargest loss over\n2 x its median", "steps per 1,000:\nlargest loss over\nmedian + 0.5",
     )  # fmt: skip
-    rows = []
+    rows, shares = [], (0.27, 0.185, 0.175, 0.185, 0.185)
     for look, by_seed in zip(looks, areas, strict=True):
         of = list(by_seed.values())
         reached = [step for step in map(settled_step, of) if step is not None]
@@ -230,13 +229,12 @@ def _band_table(
             settled += f" ({len(reached)} of {len(of)} seeds)"
         widths = [float(np.nanmean(area.width)) for area in of if np.isfinite(area.width).any()]
         rows.append([
-            escape.figure(textwrap.fill(f"{look.label} (n = {len(of)})", 30)),
+            escape.figure(wrapped(axes.figure, f"{look.label} (n = {len(of)})", 8, 0.95 * shares[0])),
             _mean(widths, ".3f") if widths else "-",
             settled,
             *(_mean([spikes(area, kind) for area in of], ".2f") for kind in ("relative", "absolute")),
         ])  # fmt: skip
     axes.axis("off")
-    shares = (0.27, 0.185, 0.175, 0.185, 0.185)
     grid = {"colWidths": shares, "bbox": (0, 0.2, 1, 0.95), "cellLoc": "center", "edges": "open"}
     table = axes.table(rows, colLabels=columns, **grid)
     table.auto_set_font_size(False)
@@ -244,14 +242,15 @@ def _band_table(
     for row in range(1 + len(rows)):
         table[row, 0].set_text_props(ha="left")
         for column in range(len(columns)):
-            table[row, column].set_height(2.4 if row == 0 else 1)
+            table[row, column].set_height(2.4 if row == 0 else max(1, 0.8 * (1 + rows[row - 1][0].count("\n"))))
     if len(looks) == 2 and shared:
         compared = [compare_bands(areas[1][seed], areas[0][seed]) for seed in shared]
         ratio = geometric_mean([pair["width_ratio"] for pair in compared])
         share = np.mean([pair["narrower_share"] for pair in compared])
         text = f"{looks[1].label} / {looks[0].label}: ratio of the mean widths {ratio:.2f}, "
         text += f"narrower at {share:.1%} of the steps"
-        axes.text(0.5, 0.0, escape.figure(text), transform=axes.transAxes, ha="center", va="bottom", fontsize=8)
+        text = escape.figure(wrapped(axes.figure, text, 8, 0.85))
+        axes.text(0.5, 0.17, text, transform=axes.transAxes, ha="center", va="top", fontsize=8)
 
 
 def _mean(values: Sequence[float], form: str) -> str:
@@ -301,14 +300,14 @@ def _draw_ratio(figures: Figures, stem: Path, looks: Sequence[Look], bands: Sequ
     axes.axhline(1, color="0.2", linewidth=0.8)
     axes.set(xscale="log", yscale="log", xlabel="training step t", xlim=(RATIO_FROM, max(steps, RATIO_FROM + 1)))
     compares = f"{looks[1].label} / {looks[0].label}"
-    axes.set_ylabel(escape.figure(f"mean width up to step t,\n{compares}"))
+    axes.set_ylabel("ratio of the mean widths\nup to step t")
     _label_logarithmic(axes, (1, 1.5, 2, 3, 5, 7))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     of_claim = [look.model for look in looks] == list(BANDS)
     if of_claim and steps >= DECIDING_STEPS:
         axes.axvspan(DECIDING_STEPS, steps, color="0.9", zorder=0, label="enough steps to decide the claim")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=1, borderaxespad=0.2, fontsize=8)
-    figure.suptitle("Ratio of the widths of two learning-rate bands", fontsize=11)
+    heading(figure, f"Ratio of the widths of two learning-rate bands:\n{compares}")
     several = "; bold: geometric mean, thin: each seed" if len(bands[0]) > 1 else ""
     undecided = f"; the claim needs {DECIDING_STEPS:,} steps" if of_claim and steps < DECIDING_STEPS else ""
     notes = [
@@ -317,5 +316,5 @@ def _draw_ratio(figures: Figures, stem: Path, looks: Sequence[Look], bands: Sequ
         f"above 1: the band of {looks[1].label} is the wider one",
         *caveats(every),
     ]
-    small_print(figure, wrapped("; ".join(notes)))
+    small_print(figure, "; ".join(notes))
     figures.add(figure, stem, f"The ratio of the bands' mean widths up to each step, {compares}")

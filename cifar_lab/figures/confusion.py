@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cifar_lab import escape
-from cifar_lab.figures.style import plt, save, wrapped
+from cifar_lab.figures.style import heading, plt, save
 
 LARGE = 15  # classes up to which a cell has room for its number
 
@@ -31,6 +31,6 @@ def draw_confusion(
     axes.tick_params(labelsize="medium" if large else 6)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.grid(False)
-    figure.suptitle(escape.figure(wrapped(f"{title}: {what} by class", 85)), fontsize=10)
+    heading(figure, f"{title}: {what} by class", 10)
     figure.colorbar(image, label="share of the true class (%)", shrink=0.8)
     return save(figure, stem)

@@ -1,6 +1,5 @@
 """Curves over the epochs: the report's figures, and one for each set of runs that differ in one setting."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
-from cifar_lab import escape
 from cifar_lab.experiments import EXPERIMENTS, command_for
 from cifar_lab.figures import band, sets
 from cifar_lab.figures.style import (
     Figures,
     Look,
     View,
+    heading,
+    legend_above,
+    legend_label,
     loss_floor,
     loss_label,
     network_label,
@@ -32,7 +33,6 @@ from cifar_lab.settings import PAPER_PRESETS, name_of
 
 EPOCHS_WITH_MARKERS = 20  # up to here an epoch is marked, so that a line shows how few points it joins
 BLOW_UP = 4.0  # a ratio of the first epoch's loss to the largest later one from which on the first is not shown
-PANEL = 0.88  # of its share of the figure is about what a panel has, its labels aside
 SAME = 0.02  # of the axis: curves nearer than this at most epochs hide each other
 
 
@@ -115,30 +115,16 @@ def draw(title: str, quantities: Sequence[str], curves: Sequence[Curve]) -> Canv
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if quantity.endswith("loss"):
             notes += _set_loss_axis(axes, [run.column(quantity) for run in runs])
-    _legend(panels[0], canvas)
+    legend_above(panels[0, 0])
     states = [f"{c.look.label}, seed {run.seed}, {run.state}" for c in curves for run in c.runs if run.state]
-    heading = [title, *textwrap.wrap("; ".join(states), 110 if wide else 72)]
-    canvas.suptitle(escape.figure("\n".join(heading)), fontsize=11)
+    heading(canvas, "\n".join([title, "; ".join(states)]))
     text = settings_text(runs)
     if len(runs) > len(curves):
         text += "; bold: mean over n seeds, thin: each seed"
     if covered:
         text += "; wide: a curve on which another one lies"
-    small_print(canvas, textwrap.fill("; ".join([text, *notes]), 165 if wide else 108))
+    small_print(canvas, "; ".join([text, *notes]))
     return canvas
-
-
-def _legend(panels: Sequence[Axes], canvas: Canvas) -> None:
-    """One legend for all panels, above the first, where no curve can run into it.
-
-    It has as many columns as fit over that panel: the layout would keep the place right of a narrower one free for it.
-    """
-    style = {"borderaxespad": 0.2, "columnspacing": 1.0, "handlelength": 1.6, "fontsize": 9}
-    widest = PANEL * canvas.bbox.width / len(panels)
-    for columns in range(3, 0, -1):
-        legend = panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, **style)
-        if legend.get_window_extent(canvas.canvas.get_renderer()).width <= widest:
-            break
 
 
 def _set_loss_axis(axes: Axes, rows: Sequence[np.ndarray]) -> list[str]:
@@ -187,7 +173,7 @@ def _draw_seeds(axes: Axes, quantity: str, curve: Curve, wider: float) -> None:
 def _draw_line(axes: Axes, row: np.ndarray, curve: Curve, label: str | None, **style: float) -> None:
     marker = "o" if len(row) <= EPOCHS_WITH_MARKERS else None
     epochs = np.arange(1, len(row) + 1)
-    label = None if label is None else escape.figure(label) or " "
+    label = None if label is None else legend_label(axes, label)
     axes.plot(epochs, row, curve.style, color=curve.look.colour, label=label, marker=marker, markersize=3, **style)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cifar_lab import escape
-from cifar_lab.figures.style import plt, save
+from cifar_lab.figures.style import heading, height_of, plt, save, wrapped
 from cifar_lab.measures.calibration import Calibration
 
 
@@ -17,30 +17,33 @@ def draw_filters(weights: np.ndarray, stem: str | Path, *, title: str) -> list[P
     """
     largest = np.abs(weights).max(axis=(1, 2, 3), keepdims=True)
     images = 0.5 + 0.5 * weights / np.where(largest > 0, largest, 1)
-    figure = _pictures(images.transpose(0, 2, 3, 1), [""] * len(images), columns=16, size=0.5)
-    figure.suptitle(escape.figure(f"{title}: the filters of the first convolution"), fontsize=10)
+    title += ": the filters of the first convolution"
+    figure = _pictures(images.transpose(0, 2, 3, 1), [""] * len(images), title, columns=16, size=0.5)
     return save(figure, stem)
 
 
 def draw_mistakes(images: np.ndarray, words: Sequence[str], stem: str | Path, *, title: str) -> list[Path]:
     """Images (N, 32, 32, 3) uint8 that the network takes for another class, with words under each; N may be 0."""
-    figure = _pictures(images, words, columns=6, size=1.5)
-    figure.suptitle(
-        escape.figure(f"{title}: the most confident mistakes{'' if len(images) else ' (none)'}"), fontsize=10
-    )
+    title += f": the most confident mistakes{'' if len(images) else ' (none)'}"
+    figure = _pictures(images, words, title, columns=6, size=1.5)
     return save(figure, stem)
 
 
-def _pictures(images: np.ndarray, words: Sequence[str], columns: int, size: float):
-    """Images (N, H, W, 3) in rows; size: of one, in inches."""
+def _pictures(images: np.ndarray, words: Sequence[str], title: str, columns: int, size: float):
+    """Images (N, H, W, 3) in rows, with words under each; size: of one, in inches."""
+    columns = max(1, min(columns, len(images)))
     rows = max(1, -(-len(images) // columns))
-    below = 0.45 if any(words) else 0.0
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * (size + below) + 0.5), squeeze=False)
+    width = max(3.0, columns * size)  # the title needs it
+    figure, axes = plt.subplots(rows, columns, figsize=(width, 1), squeeze=False, layout="compressed")
+    heading(figure, title, 10)
+    words = [wrapped(figure, text, 7, 0.95 * size / width) for text in words]
+    lines = max((1 + text.count("\n") for text in words if text), default=0)
+    figure.set_figheight(rows * (size + 0.12 * lines + 0.1) + height_of(figure.texts) + 0.15)
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, image, text in zip(axes.flat, images, words, strict=False):
         ax.imshow(image)
-        ax.set_title(escape.figure(text), fontsize=7, y=-0.02, va="top")
+        ax.set_title(escape.figure(text), fontsize=7, y=0, pad=-3, va="top")
     return figure
 
 
@@ -58,7 +61,5 @@ def draw_reliability(measured: Calibration, stem: str | Path, *, title: str) -> 
     below.bar(measured.edges[:-1], measured.count, width, align="edge", edgecolor="white", color="0.5")
     below.set(xlabel="confidence: probability of the predicted class", ylabel="images")
     error = measured.expected_error
-    figure.suptitle(
-        escape.figure(f"{title}: expected calibration error {100 * error:.2f}% ({len(width)} bins)"), fontsize=10
-    )
+    heading(figure, f"{title}: expected calibration error {100 * error:.2f}% ({len(width)} bins)", 10)
     return save(figure, stem)

@@ -3,8 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_lab import escape
-from cifar_lab.figures.style import Figures, loss_label, loss_unit, network_label, plt, small_print, wrapped
+from cifar_lab.figures.style import (
+    Figures,
+    batchnorm,
+    heading,
+    loss_label,
+    loss_unit,
+    network_label,
+    plt,
+    small_print,
+)
 from cifar_lab.measures.line import Line, barrier, read_line
 from cifar_lab.run_folder.measured import command
 from cifar_lab.run_folder.reader import Run, measured_files
@@ -37,13 +45,14 @@ def draw(figures: Figures, folder: Path, run: Run, stem: str, line: Line) -> Non
     losses.legend()
     accuracies.legend()
     label = network_label(run)
-    figure.suptitle(escape.figure(f"{label}: the straight line between two networks"), fontsize=11)
+    heading(figure, f"{label}: the straight line between two networks")
     note = (
         f"from {run.preset}/{run.model}/{run.name} (t = 0) to {line.to} (t = 1); {line.grid.points} points; "
-        f"BatchNorm's statistics estimated again at each, on the {line.grid.images} training images of the curve, not "
-        "augmented; barrier: the largest error on the line minus the mean of those at its ends"
+        f"{line.grid.images} training images, not augmented"
+        f"{batchnorm([run], 'with statistics estimated again on them at each point')}; "
+        "barrier: the largest error on the line minus the mean of those at its ends"
     )
-    small_print(figure, wrapped(note, 150))
+    small_print(figure, note)
     figures.add(
         figure, folder / f"{stem}-from-{run.model}-{run.name}{'-published' * run.published}",
         f"Loss and accuracy on the line between two networks of {label} (Frankle et al. 2020): barrier "

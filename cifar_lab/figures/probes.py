@@ -11,6 +11,7 @@ from cifar_lab.experiments import PAPER_EXPERIMENTS
 from cifar_lab.figures.style import (
     Figures,
     Look,
+    batchnorm,
     caveats,
     looks,
     loss_label,
@@ -19,7 +20,6 @@ from cifar_lab.figures.style import (
     seeds_of,
     setting_text,
     small_print,
-    wrapped,
 )  # fmt: skip
 from cifar_lab.measures.probes import MATCHED_EDGES, ProbeRanges, matched_medians, probe_ranges, probe_table
 from cifar_lab.run_folder.reader import Run
@@ -71,8 +71,8 @@ def _probe_print(by_look: Mapping[Look, Sequence[Run]]) -> str:
     several = "" if all(len(group) == 1 for group in by_look.values()) else ", the lowest seed strong, the others thin"
     text = (
         f"{setting_text(runs)}, learning rate {number(runs[0].settings['lr'])}; {len(grid)} step sizes η "
-        f"from {grid[0]:g} to {grid[-1]:g}; loss and gradients of the step's own batch, BatchNorm in train mode; "
-        f"{seeds}{several}"
+        f"from {grid[0]:g} to {grid[-1]:g}; loss and gradients of the step's own batch"
+        f"{batchnorm(runs, 'in train mode')}; {seeds}{several}"
     )
     notes = caveats(runs)
     left_out = sum(int(np.isnan(probe_ranges(run.probes).beta).sum()) for run in runs)
@@ -110,8 +110,8 @@ def _log_if_wide(axes: Axes, values: np.ndarray) -> bool:
 def _finish(figure, first: Axes, title: str, text: str) -> None:
     """Title, small print, and one legend for all panels, beside the title, so that it covers no curve."""
     figure.suptitle(escape.figure(title), x=0.01, ha="left", fontsize=11)
-    small_print(figure, text)
     figure.legend(*first.get_legend_handles_labels(), loc="upper right", fontsize=8)
+    small_print(figure, text)
 
 
 def _paper_figure(
@@ -132,7 +132,7 @@ def _paper_figure(
     axes[2].set(
         title="(c) effective $\\beta$-smoothness:\nthe maximum over $\\eta$", ylabel=BETA, xlabel="training step"
     )
-    _finish(figure, axes[0], f"Loss and gradient, down the gradient\ntrained with {step}", wrapped(text, 190))
+    _finish(figure, axes[0], f"Loss and gradient, down the gradient\ntrained with {step}", text)
     figures.add(figure, stem, f"The probes of Santurkar et al. (2018), figure 4 ({step})")
 
 
@@ -147,7 +147,7 @@ def _relative_figure(
     ):  # fmt: skip
         _draw_ranges(panel, ranges, quantity)
         panel.set(title=f"{title}:\nits range over $\\eta$", ylabel=label)
-    _finish(figure, axes[0], f"Change of the gradient, down the gradient\ntrained with {step}", wrapped(text, 190))
+    _finish(figure, axes[0], f"Change of the gradient, down the gradient\ntrained with {step}", text)
     figures.add(figure, stem, f"Absolute and relative change of the gradient, and the cosine ({step})")
 
 
@@ -173,7 +173,7 @@ def _eta_figure(figures: Figures, stem: Path, by_look: Mapping[Look, Sequence[Ru
             panel.set_ylim(bottom=0)
         if (eta := next(iter(tables.values()))[0]["eta"][0]).max() > DECADES * eta.min():
             panel.set_xscale("log")
-    _finish(figure, axes[0], f"Change of the gradient against the step size\ntrained with {step}", wrapped(text, 130))
+    _finish(figure, axes[0], f"Change of the gradient against the step size\ntrained with {step}", text)
     figures.add(figure, stem, f"Change of the gradient against the step size, at an early and a late step ({step})")
 
 
@@ -220,5 +220,5 @@ def _matched_figure(
         _log_if_wide(panel, np.concatenate(list(values.values())))
     note = "dots: probes, all seeds; steps: medians over intervals of L(w)"
     title = f"The probes at equal loss L(w)\ntrained with {step}"
-    _finish(figure, axes[0, 0], title, wrapped(f"{text}; {note}", int(17.5 * figure.get_figwidth())))
+    _finish(figure, axes[0, 0], title, f"{text}; {note}")
     figures.add(figure, stem, f"The probes at equal loss: ranges against L(w), with medians ({step})")

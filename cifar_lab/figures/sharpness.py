@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_lab import escape
-from cifar_lab.figures.style import Figures, looks, network_label, plt, small_print, wrapped
+from cifar_lab.figures.style import Figures, heading, looks, network_label, plt, small_print
 from cifar_lab.figures.surface import images_note
 from cifar_lab.measures.sharpness import Grid, Spectrum, read_sharpness
 from cifar_lab.run_folder.measured import command
@@ -14,6 +13,8 @@ from cifar_lab.run_folder.reader import Run, measured_files
 
 BLUR = 0.01  # standard deviation of the Gaussian, as a share of the spectrum's extent
 LOWEST = 1e-9  # densities below this times the largest are not shown
+REACH = 7.0  # standard deviations from an eigenvalue to where its part of the density is below that
+MARKED = 5  # eigenvalues at each end
 
 
 def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) -> None:
@@ -26,26 +27,27 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
 
 
 def draw(figures: Figures, folder: Path, run: Run, grid: Grid, spectrum: Spectrum) -> None:
-    """The density on a logarithmic axis, with a mark at each of the largest eigenvalues."""
+    """The density on a logarithmic axis, with a mark at each of the outer eigenvalues."""
     values = spectrum.eigenvalues
     extent = float(values.max() - values.min()) or 1.0
     width = BLUR * extent
-    at = np.linspace(values.min() - 5 * width, values.max() + 5 * width, 2_000)
+    at = np.linspace(values.min() - REACH * width, values.max() + REACH * width, 2_000)
     density = spectrum.density(at, width)
     figure, axes = plt.subplots()
     axes.semilogy(at, density, color=looks([run])[run].colour)
     axes.set(ylim=(LOWEST * density.max(), 3 * density.max()), xlabel="eigenvalue", ylabel="density")
-    largest = spectrum.outer(5)
-    axes.plot([value for value, _ in largest], np.full(len(largest), 3 * LOWEST * density.max()), "|", color="black")
-    top = largest[0][0]
+    outer = [value for largest in (True, False) for value, _ in spectrum.outer(MARKED, largest=largest)]
+    axes.plot(outer, np.full(len(outer), 3 * LOWEST * density.max()), "|", color="black")
+    top = outer[0]
     title = f"{network_label(run)}: spectrum of the Hessian, largest eigenvalue {top:.4g}"
-    figure.suptitle(escape.figure(title), fontsize=11)
+    heading(figure, title)
     note = (
         f"{run.preset}, {run.name}: {grid.iterations} Lanczos iterations from {grid.vectors} random "
-        f"vector{'s' * (grid.vectors > 1)}, seed {grid.seed}; {images_note(grid)}; blurred by a Gaussian of standard "
-        f"deviation {width:.2g}; marks: the five largest"
+        f"vector{'s' * (grid.vectors > 1)}, seed {grid.seed}; {images_note(grid, [run])}; density: blurred by a "
+        f"Gaussian of standard deviation {width:.2g}, {BLUR:.0%} of the spectrum's extent; marks: the {MARKED} "
+        f"largest and the {MARKED} smallest"
     )
-    small_print(figure, wrapped(note))
+    small_print(figure, note)
     figures.add(
         figure, folder / f"{grid.stem}-{run.model}-{run.name}{'-published' * run.published}",
         f"Density of the Hessian's spectrum of {network_label(run)} (Ghorbani et al. 2019), largest eigenvalue "

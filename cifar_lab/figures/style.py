@@ -10,8 +10,12 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
+from matplotlib.legend import Legend
+from matplotlib.textpath import text_to_path
 
 from cifar_lab import escape
+from cifar_lab.experiments import EXPERIMENTS
 from cifar_lab.losses import LOSSES
 from cifar_lab.optimizers import OPTIMIZERS
 from cifar_lab.project import command
@@ -26,6 +30,8 @@ from cifar_lab.settings import RunConfig, number, words
 OTHER_COLOURS = ("#882255", "#44AA99", "#332288", "#999933", "#AA4499", "#117733")
 
 KINDS = ("png", "svg")  # what each figure is saved as
+PANEL = 0.88  # of its share of the figure's width is about what a panel has, its labels aside
+PANELS = 0.65  # of the height that a figure is drawn with is what its panels, labels included, keep at least
 
 
 class Look(NamedTuple):
@@ -251,13 +257,78 @@ def off_axis(highest: float) -> str:
     return f"the largest loss, {highest:{',.0f' if highest >= 100 else '.3g'}}, lies above the axis"
 
 
-def wrapped(text: str, width: int = 115) -> str:
-    return "\n".join(textwrap.wrap(text, width))
+def batchnorm(runs: Iterable[Run], how: str) -> str:
+    """How BatchNorm was used, behind a comma; empty if none of the networks has any.
+
+    Of a network of this project the label says whether it does; of another one nothing in a run folder does.
+    """
+    if any("BatchNorm" in network_label(run) for run in runs):
+        return f", BatchNorm {how}"
+    known = {experiment.script for experiment in EXPERIMENTS}
+    return "" if all(run.network["script"] in known for run in runs) else f", BatchNorm, if there is any, {how}"
+
+
+def wrapped(figure, text: str, size: float, share: float = 0.96) -> str:
+    """A text in lines of at most that share of a figure's width, in letters of `size` points."""
+    font, room = FontProperties(size=size), share * 72 * figure.get_figwidth()
+
+    def fits(line: str) -> bool:
+        return text_to_path.get_text_width_height_descent(line, font, False)[0] <= room  # at any resolution
+
+    def lines(line: str) -> list[str]:
+        letters = max(1, len(line))
+        while not all(map(fits, parts := textwrap.wrap(line, letters))) and letters > 1:
+            letters -= 1 + letters // 50
+        return parts
+
+    return "\n".join(part for line in text.split("\n") for part in lines(escape.terminal(line)))
+
+
+def heading(figure, text: str, size: float = 11) -> None:
+    """Writes a figure's title, inside the page."""
+    figure.suptitle(escape.figure(wrapped(figure, text, size)), fontsize=size)
+
+
+def legend_label(axes: Axes, text: str, size: float = 9) -> str:
+    """An entry of a `legend_above`, in lines that fit; a legend leaves out an empty one."""
+    handle = 4 * size / 72 / axes.figure.get_figwidth()  # with the room around it
+    return escape.figure(wrapped(axes.figure, text, size, _share(axes) - handle)) or " "
+
+
+def legend_above(axes: Axes, *entries: Iterable, size: float = 9, **style) -> None:
+    """A legend above a panel, where no curve can run into it; entries: handles and labels, if not those of the panel.
+
+    It has as many columns as fit over the panel: the layout would keep the place right of a narrower one free for it.
+    """
+    style |= {"borderaxespad": 0.2, "columnspacing": 1.0, "handlelength": 1.6, "fontsize": size}
+    for columns in range(3, 0, -1):
+        legend = axes.legend(*entries, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, **style)
+        if _extent(legend).width <= _share(axes) * axes.figure.bbox.width:
+            break
+
+
+def _share(axes: Axes) -> float:
+    """What a panel has of the figure's width, its labels aside."""
+    return PANEL / axes.get_gridspec().ncols
+
+
+def height_of(parts: Iterable) -> float:
+    """Of texts and legends, one below the other, in inches."""
+    return sum(_extent(part).height / part.figure.dpi for part in parts)
+
+
+def _extent(part):
+    return part.get_window_extent(part.figure.canvas.get_renderer())
 
 
 def small_print(figure, text: str) -> None:
-    """Writes the preset and the settings under the axes, inside the page."""
-    figure.supxlabel(escape.figure(text), fontsize=7.5, color="0.35", x=0.01, ha="left")
+    """Writes the preset and the settings under the axes, inside the page, when title and legends are there.
+
+    If all of these take the panels' place, the figure becomes taller.
+    """
+    figure.supxlabel(escape.figure(wrapped(figure, text, 7.5)), fontsize=7.5, color="0.35", x=0.01, ha="left")
+    height = figure.get_figheight()
+    figure.set_figheight(max(height, PANELS * height + height_of([*figure.texts, *figure.findobj(Legend)])))
 
 
 _DATED = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}  # what would differ between two equal figures

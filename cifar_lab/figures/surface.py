@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import LogLocator
 
 from cifar_lab import escape
-from cifar_lab.figures.style import Figures, looks, loss_unit, plt, small_print, wrapped
+from cifar_lab.figures.style import Figures, batchnorm, heading, looks, loss_unit, plt, small_print
 from cifar_lab.measures.surface import BATCH, Grid, Surface, read_surface
 from cifar_lab.run_folder.measured import command
 from cifar_lab.run_folder.reader import Run, measured_files
@@ -102,7 +102,7 @@ def draw(figures: Figures, folder: Path, surfaces: Mapping[Run, Surface]) -> Non
     if scale is None:
         return
     named = dict.fromkeys(f"{run.preset}, {run.name}" for run in surfaces)
-    note = f"{'; '.join(named)}: {_note(grid)}{scale.above(everything)}"
+    note = f"{'; '.join(named)}: {_note(grid, surfaces)}{scale.above(everything)}"
     repeated = len({run.model for run in surfaces}) < len(surfaces)
     look_of = looks(list(surfaces))
     panels = [
@@ -114,21 +114,22 @@ def draw(figures: Figures, folder: Path, surfaces: Mapping[Run, Surface]) -> Non
     ]  # fmt: skip
     caption = f"Filter-normalized surface (Li et al. 2018) of {' and '.join(p.label for p in panels)}, {grid.mode} mode"
     figure = (_lines if grid.dims == 1 else _contours)(panels, scale)
-    figure.suptitle(f"Filter-normalized surface around the trained network ({grid.mode} mode)", fontsize=11)
-    small_print(figure, wrapped(note, int(16.5 * figure.get_figwidth())))
+    heading(figure, f"Filter-normalized surface around the trained network ({grid.mode} mode)")
+    small_print(figure, note)
     suffix = "" if grid.dims == 1 else "-contour"
     figures.add(figure, folder / f"{grid.stem}-{_joined(list(surfaces))}{suffix}", caption)
 
 
-def _note(grid: Grid) -> str:
+def _note(grid: Grid, runs: Iterable[Run]) -> str:
     size = f"{grid.points} x {grid.points}" if grid.dims == 2 else f"{grid.points}"
-    return f"{size} points, seed {grid.seed}; {images_note(grid)}"
+    return f"{size} points, seed {grid.seed}; {images_note(grid, runs)}"
 
 
-def images_note(grid) -> str:
+def images_note(grid, runs: Iterable[Run]) -> str:
     """On which images the loss is, and how. grid: a measure's settings, with `images` and `mode`."""
-    batchnorm = "with its running statistics" if grid.mode == "eval" else f"with the statistics of up to {BATCH} images"
-    return f"loss on {grid.images} training images, not augmented; {grid.mode} mode: BatchNorm {batchnorm}, no dropout"
+    how = "with its running statistics" if grid.mode == "eval" else f"with the statistics of up to {BATCH} images"
+    mode = f"{grid.mode} mode: no dropout{batchnorm(runs, how)}"
+    return f"loss on {grid.images} training images, not augmented; {mode}"
 
 
 def _joined(runs: Sequence[Run]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_lab import escape
-from cifar_lab.figures.style import OTHER_COLOURS, Figures, plt, small_print, wrapped
+from cifar_lab.figures.style import OTHER_COLOURS, Figures, heading, plt, small_print, wrapped
 from cifar_lab.run_folder.reader import Run
 from cifar_lab.run_folder.schema import RunFileError, read_bytes
 from cifar_lab.switches import SWITCHES
@@ -52,16 +52,16 @@ def _draw(rows: list[dict[str, str]], preset: str):
         colour = FLIPS if flips else "0.35"
         axes.plot([low, high], [y, y], color=colour, linewidth=2)
         axes.plot(effect, y, "o", color=colour)
-    what = escape.figure(wrapped(f"effect on the {first['measure']}{unit}", 70))
+    what = escape.figure(wrapped(figure, f"effect on the {first['measure']}{unit}", 10, 0.6))
     axes.set(xlabel=what, ylim=(-0.6, len(rows) - 0.4))
     axes.set_yticks(range(len(rows)), [escape.figure(label) for label in labels])
     title = f'{first["claim"]}: effects of the switches on "{first["the report says"]}"'
-    figure.suptitle(escape.figure(title), fontsize=11)
+    heading(figure, title)
     value = float(first["with the preset's settings"])
     note = (
         f"preset {preset}, seed {first['seeds']}: main effects of a 12-run design, 95% intervals "
         f"({first['degrees of freedom']} degrees of freedom); with the preset's settings {value:+.3g}; dotted, if "
         "near: the effect at which that changes sides"
     )
-    small_print(figure, wrapped(f"{note}; {first['notes']}" if first["notes"] else note, 130))
+    small_print(figure, f"{note}; {first['notes']}" if first["notes"] else note)
     return figure, f"Effects of the switches on the claim {first['claim']}: {first['measure']}"

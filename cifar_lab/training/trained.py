@@ -163,7 +163,9 @@ def _evaluate(
     print(f"{name} loss {found.loss:.4f}, {name} accuracy {found.accuracy:.2f}%")
     longest = max(map(len, found.classes))
     for name, row, right in zip(found.classes, found.confusion, found.confusion.diagonal(), strict=True):
-        print(f"  {name:<{longest}} {100 * int(right) / max(int(row.sum()), 1):6.2f}%  of {int(row.sum())}")
+        count = int(row.sum())
+        share = f"{100 * int(right) / count:.2f}%" if count else "-"
+        print(f"  {name:<{longest}} {share:>7}  of {count}")
     into = folder / _of_data(Path(os.path.realpath(settings.data))) if settings.data else folder
     into.mkdir(exist_ok=True)
     files = _draw(given, found, model, into, f"{content['settings']['model']}, {folder.name}")
