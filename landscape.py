@@ -24,11 +24,12 @@ import cifar_lab  # noqa: F401  first, see there
 
 # isort: split
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -51,16 +52,11 @@ from cifar_lab.run_folder.reader import Run, figures_folder, presets_in, read_gi
 from cifar_lab.run_folder.schema import RunFileError
 from cifar_lab.settings import (
     DEVICES,
-    LARGEST_SEED,
-    MOST_IMAGES,
     Parser,
     Settings,
-    choice,
     device_name,
     figure_file,
-    integer,
     path,
-    real,
 )
 
 # --- Figures of the runs in a results folder -------------------------------------------------------------------------
@@ -132,6 +128,8 @@ def band_main(options: argparse.Namespace) -> int:
 
 # --- Measures around trained networks ---------------------------------------------------------------------------------
 
+NOT_FINITE = "the loss of the trained network is not finite, and nothing is measured around it"
+
 
 @dataclass(frozen=True, eq=False)
 class Opened:
@@ -142,6 +140,7 @@ class Opened:
     run: Run
     data: Any
     device: Any
+    digest: str  # of the weights, before anything is measured
 
     def training_images(self, grid: Any, train_size: int | None = None) -> tuple:
         """Images (N, 3, 32, 32), not augmented, and labels (N,), of those that the run was trained on.
@@ -161,6 +160,15 @@ class Opened:
         """The one that the run was trained with."""
         return LOSSES[self.run.settings["loss"]].function
 
+    def check_loss(self, kind: str, grid: Any) -> None:
+        """Ends the program with one line if the loss at the trained network is not finite; nothing is written yet."""
+        from cifar_lab.measures.evaluation import in_batches, mean_loss, set_mode
+
+        set_mode(self.model, grid.mode)
+        batches = in_batches(*self.training_images(grid), surface.BATCH)
+        if not math.isfinite(mean_loss(self.model, batches, self.loss)):
+            fail(f"landscape.py {kind}: {self.run.folder}: {NOT_FINITE}")
+
     def placed(self, images: np.ndarray, labels: np.ndarray) -> tuple:
         """Images (N, 32, 32, 3) and labels (N,), both bytes, as a network takes them."""
         import torch
@@ -171,26 +179,16 @@ class Opened:
         return given, torch.from_numpy(labels).long().to(self.device.torch)
 
 
-def measure_parser(kind: str, grid: Any, folders: int | str, own: Mapping[str, tuple[Callable, str]]) -> Parser:
-    """The flags of a measure: of its settings, with those of `grid` by default, and of what it needs.
-
-    folders: how many. own: parser and help of the settings that only this one has.
-    """
+def measure_parser(kind: str, cls: type, folders: int | str) -> Parser:
+    """The flags of a measure: of its settings `cls`, and of what it needs. folders: how many."""
     p = Parser(f"landscape.py {kind}", __doc__)
     p.add_argument("folders", nargs=folders, type=path, metavar="RUN_FOLDER", help="folder of a trained run")
-    settings = {
-        **own,
-        "images": (integer(2, MOST_IMAGES), "training images"),
-        "seed": (integer(0, LARGEST_SEED), "seed of the image subset and of whatever else is random"),
-        "mode": (choice("eval", "train"), "BatchNorm mode: eval or train"),
-    }
-    for name, default in asdict(grid).items():
-        kind_of, words = settings[name]
-        shown = str(default).removesuffix(".0")
-        if name == "images":  # as many as there are, if that is fewer: `runs_of`
-            p.add_argument("--images", type=kind_of, help=f"{words} ({shown}, or all)")
-        else:
-            p.add_argument(f"--{name}", type=kind_of, default=str(default), help=f"{words} ({shown})")
+    for f in fields(cls):
+        words, default = f.metadata["documentation"], str(f.default)
+        shown = default.removesuffix(".0")
+        if f.name == "images":  # as many as there are, if that is fewer: `runs_of`
+            default, shown = None, f"{shown}, or all"
+        p.add_argument(f"--{f.name}", type=f.metadata["kind"], default=default, help=f"{words} ({shown})")
     p.add_argument("--device", type=device_name, default="auto", help=", ".join(DEVICES))
     p.add_argument("--data-dir", type=path, help="folder of the data sets (default: $CIFAR10_DIR, else data/)")
     p.add_argument("--script", type=path, help="file that defines the network, if it is not in the project's folder")
@@ -198,10 +196,12 @@ def measure_parser(kind: str, grid: Any, folders: int | str, own: Mapping[str, t
 
 
 def runs_of(kind: str, options: argparse.Namespace, cls: type) -> tuple[dict[Path, Run], Any]:
-    """The runs that a command line names, and the settings of its measure; an error ends the program with one line."""
+    """The runs that a command line names, each once, and the settings of its measure; an error ends the program with
+    one line."""
     runs = {}
+    given = {os.path.realpath(folder): Path(folder) for folder in reversed(options.folders)}  # by its first name
     try:
-        for folder in map(Path, options.folders):
+        for folder in reversed(given.values()):
             if not os.path.isdir(folder):  # pathlib raises if a name is too long
                 create = " or ".join(map(command, ("MyVGG.py", "MyFramework.py")))
                 raise RunFileError(folder, f"there is no such run folder; to create one, run {create}")
@@ -211,10 +211,9 @@ def runs_of(kind: str, options: argparse.Namespace, cls: type) -> tuple[dict[Pat
         for folder, run in runs.items():
             if images > (size := run.trained_images):
                 raise RunFileError(folder, f"--images {images}: the run was trained on {size}, and no more are used")
-    except RunFileError as error:
+        return runs, cls.of(vars(options) | {"images": images})
+    except (RunFileError, measured.MeasureError) as error:
         fail(f"landscape.py {kind}: {error}")
-    given = vars(options) | {"images": images}
-    return runs, cls(**{f.name: f.type(given[f.name]) for f in fields(cls)})
 
 
 def opened(
@@ -246,7 +245,8 @@ def opened(
                 check_labels(data.train_labels[:size], describe(model, classes).classes)
             except DataError as error:
                 raise DataError(f"{folder}: {error}") from None
-            found.append(Opened(device.place(model), state, run, data, device))
+            digest = weights_digest(model.state_dict())
+            found.append(Opened(device.place(model), state, run, data, device, digest))
     except (RunFileError, CheckpointError, DeviceError, DataError) as error:
         fail(f"landscape.py {kind}: {error}")
     return found
@@ -269,7 +269,7 @@ def measuring(kind: str, total: int, unit: str) -> Iterator[Callable[[int], None
             yield each
     except Stopped as stopped:
         fail(f"landscape.py {kind}: stopped; what is computed is saved, and the same command continues", stopped.status)
-    except RunFileError as error:
+    except (RunFileError, measured.MeasureError) as error:
         fail(f"landscape.py {kind}: {error}", 1)
     except OSError as error:
         if is_out_of_memory(error):
@@ -277,14 +277,17 @@ def measuring(kind: str, total: int, unit: str) -> Iterator[Callable[[int], None
         fail(f"landscape.py {kind}: {error.filename}: {error.strerror}; the same command continues later", 1)
 
 
-def drawn(draw: Callable[..., None], run: Run, *content: Any) -> int:
-    """Draws one figure into the folder of its preset's figures, and says so; returns the exit status."""
+def drawn(draw: Callable[..., None], file: Path, *content: Any) -> int:
+    """Draws the figure of a file, and says so; returns the exit status. content: what `draw` takes, a folder first."""
     from cifar_lab.figures.style import Figures
 
     figures = Figures()
-    draw(figures, figures_folder(run), run, *content)
-    print(*figures.lines(), sep="\n")
-    return 0
+    with figures.of_file(file):
+        draw(figures, *content)
+    print(*figures.lines(), sep="\n", end="\n" if figures.drawn else "")
+    for error in figures.errors:
+        print(error, file=sys.stderr)
+    return int(bool(figures.errors))
 
 
 # --- The surface ------------------------------------------------------------------------------------------------------
@@ -292,37 +295,26 @@ def drawn(draw: Callable[..., None], run: Run, *content: Any) -> int:
 
 def surface_parser() -> Parser:
     """The flags of `landscape.py surface`."""
-    own = {
-        "dims": (choice("1", "2"), "directions: 1 or 2"),
-        "points": (_odd, "along each direction, odd"),
-        "range": (real(0, 1e3, above=True), "largest |a| and |b|"),
-    }
-    return measure_parser("surface", surface.Grid(), "+", own)
-
-
-def _odd(text: str) -> int:
-    value = integer(3, surface.LARGEST_GRID)(text)
-    if value % 2 == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is even; the trained network itself is a point only if it is odd")
-    return value
+    return measure_parser("surface", surface.Grid, "+")
 
 
 def surface_main(options: argparse.Namespace) -> int:
     """Computes and draws the surfaces that the command line asks for; returns the exit status."""
     runs, grid = runs_of("surface", options, surface.Grid)
     file_of = {run: folder / f"{grid.stem}.csv" for folder, run in runs.items()}
-    for found in opened("surface", options, runs, dict.fromkeys(file_of.values(), surface.read_surface)):
-        with measuring("surface", len(grid.coordinates()), "point") as each:
-            digest, images = weights_digest(found.model.state_dict()), found.training_images(grid)
-            surface.compute(file_of[found.run], found.model, digest, *images, grid, each, found.loss)
+    networks = opened("surface", options, runs, dict.fromkeys(file_of.values(), surface.read_surface))
+    for found in networks:
+        found.check_loss("surface", grid)
+    surfaces = {}
+    for found in sorted(networks, key=lambda found: found.run.model):  # as the figures of a results folder have them
+        file = file_of[found.run]
+        with measuring("surface", grid.rows, "point") as each:
+            surface.compute(file, found.model, found.digest, *found.training_images(grid), grid, each, found.loss)
+            surfaces[found.run] = surface.read_surface(file)
     from cifar_lab.figures import surface as figure
-    from cifar_lab.figures.style import Figures
 
-    figures = Figures()
-    shown = sorted(file_of, key=lambda run: run.model)  # as the figures of a results folder have them
-    figure.draw(figures, figures_folder(shown[0]), {run: surface.read_surface(file_of[run]) for run in shown})
-    print(*figures.lines(), sep="\n")
-    return 0
+    first = next(iter(surfaces))
+    return drawn(figure.draw, file_of[first], figures_folder(first), surfaces)
 
 
 # --- The trajectory ---------------------------------------------------------------------------------------------------
@@ -330,7 +322,7 @@ def surface_main(options: argparse.Namespace) -> int:
 
 def path_parser() -> Parser:
     """The flags of `landscape.py path`."""
-    return measure_parser("path", trajectory.Grid(), 1, {"points": (integer(3, 1001), "along each direction")})
+    return measure_parser("path", trajectory.Grid, 1)
 
 
 def path_main(options: argparse.Namespace) -> int:
@@ -341,6 +333,7 @@ def path_main(options: argparse.Namespace) -> int:
     ((folder, run),) = runs.items()
     file = folder / f"{grid.stem}.csv"
     (found,) = opened("path", options, runs, {file: trajectory.read_path})
+    found.check_loss("path", grid)
     model, state = found.model, found.state
     last = state["epochs"] * run.steps_per_epoch + state["step"]
     names = [name for name, _ in model.named_parameters()]
@@ -352,9 +345,11 @@ def path_main(options: argparse.Namespace) -> int:
                 "run with --keep-every STEPS (and --fresh, if it is complete)"
             )
         directions, points, shares = trajectory.principal_plane([[of[n] for n in names] for of in weights.values()])
-    except (CheckpointError, ValueError) as error:
+        seen = trajectory.Trajectory(tuple(weights), points, shares)
+    except CheckpointError as error:
         fail(f"landscape.py path: {error}")
-    seen = trajectory.Trajectory(tuple(weights), points, shares)
+    except measured.MeasureError as error:
+        fail(f"landscape.py path: {folder}: {error}")
     digest = sha256("".join(map(weights_digest, weights.values())).encode()).hexdigest()
     made = trajectory.layout(grid, seen, digest)
     placed = [[d.to(p) for d, p in zip(of, model.parameters(), strict=True)] for of in directions]
@@ -364,7 +359,7 @@ def path_main(options: argparse.Namespace) -> int:
         content = trajectory.read_path(file)
     from cifar_lab.figures import path as figure
 
-    return drawn(figure.draw, run, content)
+    return drawn(figure.draw, file, figures_folder(run), run, content)
 
 
 # --- The line between two networks -----------------------------------------------------------------------------------
@@ -372,7 +367,7 @@ def path_main(options: argparse.Namespace) -> int:
 
 def line_parser() -> Parser:
     """The flags of `landscape.py line`."""
-    return measure_parser("line", line.Grid(), 2, {"points": (integer(3, 1001), "on the line, both ends included")})
+    return measure_parser("line", line.Grid, 2)
 
 
 def line_main(options: argparse.Namespace) -> int:
@@ -395,20 +390,20 @@ def line_main(options: argparse.Namespace) -> int:
     train, model = found[0].training_images(grid, train_size), found[0].model
     test = found[0].placed(found[0].data.test_images[:tests], found[0].data.test_labels[:tests])
     ends = [{name: t.clone() for name, t in of.model.state_dict().items()} for of in found]
-    digests = [weights_digest(of.model.state_dict()) for of in found]
+    errors = partial(line.errors, model, ends, train, test, criterion=found[0].loss)
+    for folder, row in zip(runs, errors([0.0, 1.0]), strict=True):
+        if not all(map(math.isfinite, row)):
+            fail(f"landscape.py line: {folder}: {NOT_FINITE}")
     with measuring("line", grid.points, "point") as each:
-        made = line.layout(grid, to, digests)
-        measured.compute(
-            file, made, line.layout_of,
-            lambda done: line.errors(model, ends, train, test, made.places[done:, 0].tolist(), found[0].loss), each,
-        )  # fmt: skip
+        made = line.layout(grid, to, [of.digest for of in found])
+        measured.compute(file, made, line.layout_of, lambda done: errors(made.places[done:, 0].tolist()), each)
         content = line.read_line(file)
     for name, error in (("training loss", content.train_loss), ("test error", 100 - content.test_accuracy)):
         unit = LOSSES[found[0].run.settings["loss"]].unit if "loss" in name else "points"
         print(f"barrier of the {name}: {line.barrier(error):.4g} {unit}".rstrip())
     from cifar_lab.figures import line as figure
 
-    return drawn(figure.draw, runs[first], file.stem, content)
+    return drawn(figure.draw, file, figures_folder(runs[first]), runs[first], file.stem, content)
 
 
 # --- Sharpness --------------------------------------------------------------------------------------------------------
@@ -416,11 +411,7 @@ def line_main(options: argparse.Namespace) -> int:
 
 def sharpness_parser() -> Parser:
     """The flags of `landscape.py sharpness`."""
-    own = {
-        "iterations": (integer(2, 10_000), "of the Lanczos method; as many vectors of all parameters are in memory"),
-        "vectors": (integer(1, 1000), "random vectors that the density is averaged over"),
-    }
-    return measure_parser("sharpness", sharpness.Grid(), 1, own)
+    return measure_parser("sharpness", sharpness.Grid, 1)
 
 
 def sharpness_main(options: argparse.Namespace) -> int:
@@ -432,18 +423,22 @@ def sharpness_main(options: argparse.Namespace) -> int:
     model = found.model
     if grid.iterations > (parameters := sum(p.numel() for p in model.parameters())):
         fail(f"landscape.py sharpness: --iterations {grid.iterations}: the network has {parameters} parameters")
-    images = found.training_images(grid)
-    with measuring("sharpness", grid.iterations * grid.vectors, "product") as each:
-        made = sharpness.layout(grid, weights_digest(model.state_dict()))
-        rows = partial(sharpness.spectra, model, *images, grid, each, criterion=found.loss)
-        measured.compute(file, made, sharpness.layout_of, rows, each)
+    found.check_loss("sharpness", grid)
+    spectra = partial(sharpness.spectra, model, *found.training_images(grid), criterion=found.loss)
+    try:
+        next(iter(spectra(replace(grid, iterations=2, vectors=1), int, 0)))
+    except measured.MeasureError as error:
+        fail(f"landscape.py sharpness: {folder}: {error}")
+    with measuring("sharpness", grid.rows, "product") as each:
+        made = sharpness.layout(grid, found.digest)
+        measured.compute(file, made, sharpness.layout_of, partial(spectra, grid, each), each)
         _, spectrum = sharpness.read_sharpness(file)
     for name, largest in (("largest", True), ("smallest", False)):
         values = ", ".join(f"{value:.6g} ± {residual:.1g}" for value, residual in spectrum.outer(5, largest=largest))
         print(f"{name} eigenvalues: {values}")
     from cifar_lab.figures import sharpness as figure
 
-    return drawn(figure.draw, run, grid, spectrum)
+    return drawn(figure.draw, file, figures_folder(run), run, grid, spectrum)
 
 
 COMMANDS = {

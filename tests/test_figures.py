@@ -971,7 +971,7 @@ def write_surface(folder, stem, grid, loss):
         for a in axis(grid)
         for b in (axis(grid) if grid["dims"] == 2 else [0.0])
     ]
-    text = "\n".join([f"# {json.dumps(about | {'weights_sha256': 'x'})}", "a,b,loss", *rows, ""])
+    text = "\n".join([f"# {json.dumps(about | {'weights_sha256': 64 * '0'})}", "a,b,loss", *rows, ""])
     (folder / f"{stem}.csv").write_text(text)
 
 

@@ -206,9 +206,10 @@ def test_command_line(tmp_path, images, monkeypatch, capsys):  # noqa: F811
     assert f"python landscape.py sharpness {folder} --iterations 4 --vectors 2 --images 20 --seed 3" in said
     calls = []
     real = sharpness.lanczos
-    monkeypatch.setattr(sharpness, "lanczos", lambda *a: calls.append(1) or real(*a))
+    monkeypatch.setattr(sharpness, "lanczos", lambda *a: calls.append(a[2]) or real(*a))
     assert landscape.main(["sharpness", str(folder), *FLAGS]) == 0
-    assert (folder / NAME).read_bytes() == whole and len(calls) == 1
+    assert (folder / NAME).read_bytes() == whole
+    assert calls == [2, 4]  # the trained network's own, and the vector that was not whole
 
 
 @pytest.mark.parametrize(

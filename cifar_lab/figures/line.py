@@ -25,7 +25,8 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
     """Draws the whole line files that the runs have."""
     for run, file, found in measured_files(runs, "line-*.csv", read_line, figures.errors):
         if found.complete:
-            draw(figures, results / preset / "figures", run, file.stem, found)
+            with figures.of_file(file):
+                draw(figures, results / preset / "figures", run, file.stem, found)
         else:
             ends = [run.folder, above(run.folder, 3) / found.to]
             figures.missing.append((file.stem, command("line", ends, found.grid)))

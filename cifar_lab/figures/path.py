@@ -10,6 +10,7 @@ from cifar_lab.figures.surface import Scale, add_loss_bar, draw_contours, images
 from cifar_lab.measures.path import Path2D, read_path
 from cifar_lab.run_folder.measured import command
 from cifar_lab.run_folder.reader import Run, measured_files
+from cifar_lab.run_folder.schema import RunFileError
 
 SPAN = 2.0  # times the trajectory's height above the lowest loss: so far up go the colours
 
@@ -17,8 +18,13 @@ SPAN = 2.0  # times the trajectory's height above the lowest loss: so far up go 
 def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) -> None:
     """Draws the path files that the runs have."""
     for run, file, found in measured_files(runs, "path-*.csv", read_path, figures.errors):
-        if found.complete:
-            draw(figures, results / preset / "figures", run, found)
+        last = found.trajectory.steps[-1]
+        if last > run.steps_planned:
+            says = f"config.json has {run.steps_planned} steps"
+            figures.errors.append(RunFileError(file, f"steps: the last is {last}; {says}", 1))
+        elif found.complete:
+            with figures.of_file(file):
+                draw(figures, results / preset / "figures", run, found)
         else:
             figures.missing.append((file.stem, command("path", [run.folder], found.grid)))
 
@@ -27,8 +33,6 @@ def draw(figures: Figures, folder: Path, run: Run, path: Path2D) -> None:
     """The trajectory, a point for each checkpoint, over contours of the loss."""
     trajectory, grid = path.trajectory, path.grid
     a, b = trajectory.axes(grid.points)
-    if not np.isfinite(path.losses).any():
-        return
     scale = Scale.of(path.losses[path.losses <= _highest(path, a, b)], [run])
     height = 4.6 * np.ptp(b) / np.ptp(a)  # of the panel, in inches
     figure, axes = plt.subplots(figsize=(6.4, 1.35 + np.clip(height, 1.8, 6.0)), layout="compressed")

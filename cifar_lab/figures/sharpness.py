@@ -12,6 +12,8 @@ from cifar_lab.run_folder.measured import command
 from cifar_lab.run_folder.reader import Run, measured_files
 
 BLUR = 0.01  # standard deviation of the Gaussian, as a share of the spectrum's extent
+FLAT = 1e-6  # extent of a spectrum at least, as a share of its largest magnitude
+SMALLEST = 1e-38  # below it a spectrum counts as zeros
 LOWEST = 1e-9  # densities below this times the largest are not shown
 REACH = 7.0  # standard deviations from an eigenvalue to where its part of the density is below that
 MARKED = 5  # eigenvalues at each end
@@ -21,7 +23,8 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
     """Draws the sharpness files that the runs have."""
     for run, file, (grid, spectrum) in measured_files(runs, "sharpness-*.csv", read_sharpness, figures.errors):
         if spectrum is not None:
-            draw(figures, results / preset / "figures", run, grid, spectrum)
+            with figures.of_file(file):
+                draw(figures, results / preset / "figures", run, grid, spectrum)
         else:
             figures.missing.append((file.stem, command("sharpness", [run.folder], grid)))
 
@@ -29,7 +32,9 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
 def draw(figures: Figures, folder: Path, run: Run, grid: Grid, spectrum: Spectrum) -> None:
     """The density on a logarithmic axis, with a mark at each of the outer eigenvalues."""
     values = spectrum.eigenvalues
-    extent = float(values.max() - values.min()) or 1.0
+    extent = max(float(np.ptp(values)), FLAT * float(np.abs(values).max()))
+    if extent < SMALLEST:
+        extent = 1.0
     width = BLUR * extent
     at = np.linspace(values.min() - REACH * width, values.max() + REACH * width, 2_000)
     density = spectrum.density(at, width)

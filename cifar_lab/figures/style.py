@@ -3,7 +3,8 @@
 import functools
 import itertools
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from cifar_lab import escape
 from cifar_lab.experiments import EXPERIMENTS
 from cifar_lab.losses import LOSSES
 from cifar_lab.optimizers import OPTIMIZERS
+from cifar_lab.program import complaint
 from cifar_lab.project import command
 from cifar_lab.run_folder.files import write_whole
 from cifar_lab.run_folder.reader import Run
@@ -115,6 +117,21 @@ class Figures:
         self.drawn.append((stem, caption))
         if view:
             self.views[stem] = view
+
+    @contextmanager
+    def of_file(self, file: Path) -> Iterator[None]:
+        """What goes wrong with the figure of a file is a line among the errors, so that the others are drawn.
+
+        What is not the file's fault (memory, disk) is raised.
+        """
+        try:
+            yield
+        except Exception as error:
+            if complaint(error):
+                raise
+            plt.close("all")
+            first = next(iter(str(error).splitlines()), "")
+            self.errors.append(RunFileError(file, f"cannot be drawn ({type(error).__name__}: {first:.200})"))
 
     def more(self, count: int, what: str, *words: str) -> None:
         """So many more figures could be drawn of what the runs differ in, by the command of these words."""

@@ -50,11 +50,9 @@ class Scale:
         return f"loss ({self.unit})" if self.unit else "loss"
 
     @classmethod
-    def of(cls, losses: np.ndarray, runs: Iterable[Run]) -> "Scale | None":
-        """The scale of the losses (n,) of runs, None if none is finite; what is above it is drawn at its end."""
+    def of(cls, losses: np.ndarray, runs: Iterable[Run]) -> "Scale":
+        """The scale of the losses (n,) of runs, of which one at least is finite; what is above is drawn at its end."""
         finite = losses[np.isfinite(losses)]
-        if not len(finite):
-            return None
         most = SHOWN * float(max(np.log(run.settings["classes"]) for run in runs))
         highest = min(float(finite.max()), most)
         lowest = min(max(float(finite.min()), -most), highest)
@@ -91,7 +89,9 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
         else:
             figures.missing.append((file.stem, command("surface", [run.folder], surface.grid)))
     for surfaces in groups.values():
-        draw(figures, results / preset / "figures", surfaces)
+        run, surface = next(iter(surfaces.items()))
+        with figures.of_file(run.folder / f"{surface.grid.stem}.csv"):
+            draw(figures, results / preset / "figures", surfaces)
 
 
 def draw(figures: Figures, folder: Path, surfaces: Mapping[Run, Surface]) -> None:
@@ -99,8 +99,6 @@ def draw(figures: Figures, folder: Path, surfaces: Mapping[Run, Surface]) -> Non
     grid = next(iter(surfaces.values())).grid
     everything = np.concatenate([surface.losses for surface in surfaces.values()])
     scale = Scale.of(everything, surfaces)
-    if scale is None:
-        return
     named = dict.fromkeys(f"{run.preset}, {run.name}" for run in surfaces)
     note = f"{'; '.join(named)}: {_note(grid, surfaces)}{scale.above(everything)}"
     repeated = len({run.model for run in surfaces}) < len(surfaces)

@@ -9,31 +9,32 @@ linearly connected region.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cifar_lab import escape
 from cifar_lab.losses import cross_entropy
 from cifar_lab.run_folder import measured
+from cifar_lab.settings import flag, integer
 
 BATCH = 128  # images per forward pass, at most
-COLUMNS = "t,train_loss,train_accuracy,test_loss,test_accuracy"
+COLUMNS = {
+    f"{part}_{name}": kind for part in ("train", "test")
+    for name, kind in (("loss", measured.LOSS), ("accuracy", measured.ACCURACY))
+}  # fmt: skip
 KIND = "line"
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(measured.Settings):
     """What is evaluated."""
 
-    points: int = 25  # evenly spaced, both networks included
-    images: int = 2_000  # training images, not augmented; BatchNorm's statistics are of them too
-    seed: int = 0  # of their choice
-
-    def __post_init__(self) -> None:
-        if not 3 <= self.points <= 1001:
-            raise ValueError(f"no such grid: {self}")
+    points: int = flag(25, "on the line, both ends included", integer(3, measured.MOST_POINTS))  # evenly spaced
+    images: int = measured.images(2_000)  # training images, not augmented; BatchNorm's statistics are of them too
+    seed: int = measured.seed()  # of their choice
 
     def coordinates(self) -> np.ndarray:
         """(points, 1): t of each point."""
@@ -67,7 +68,8 @@ def barrier(error: np.ndarray) -> float:
 
 def stem(grid: Grid, to: str) -> str:
     """The name of the file in the first network's run folder, without its suffix."""
-    return f"line-{grid.points}points-{grid.images}images-seed{grid.seed}-to-{to.replace('/', '-')}"
+    whole = f"line-{grid.points}points-{grid.images}images-seed{grid.seed}-to-{to.replace('/', '-')}"
+    return escape.shortened(whole, measured.LONGEST_STEM)
 
 
 def layout(grid: Grid, to: str, weights_sha256: Sequence[str]) -> measured.Layout:
@@ -76,20 +78,21 @@ def layout(grid: Grid, to: str, weights_sha256: Sequence[str]) -> measured.Layou
         "what": "loss and accuracy at (1 - t) u + t v, BatchNorm's statistics estimated again (Frankle et al. 2020)",
         **asdict(grid), "to": to, "weights_sha256": list(weights_sha256),
     }  # fmt: skip
-    return measured.Layout(KIND, stem(grid, to), about, COLUMNS, grid.coordinates())
+    ends = 0, grid.points - 1
+    return measured.Layout(KIND, stem(grid, to), about, "t", COLUMNS, grid.points, grid.coordinates, trained=ends)
 
 
 def layout_of(about: Mapping[str, Any]) -> measured.Layout:
     """The layout that a file's first line stands for."""
-    grid = Grid(**{f.name: int(about[f.name]) for f in fields(Grid)})
-    return layout(grid, str(about["to"]), list(map(str, about["weights_sha256"])))
+    first, second = map(measured.digest, about["weights_sha256"])
+    return layout(Grid.of(about), str(about["to"]), [first, second])
 
 
 def read_line(file: str | Path) -> Line:
     """Reads a line file. Raises RunFileError, naming file and line."""
     found = measured.read(file, KIND, layout_of)
     about = found.layout.about
-    grid = Grid(**{f.name: about[f.name] for f in fields(Grid)})
+    grid = Grid.of(about)
     return Line(grid, about["to"], grid.coordinates()[: len(found.values), 0], *found.values.T)
 
 

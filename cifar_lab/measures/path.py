@@ -7,7 +7,8 @@ the rows w_0 - w_n, ..., w_(n-1) - w_n, over all parameters, and the loss is com
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,23 @@ import numpy as np
 from cifar_lab.losses import cross_entropy
 from cifar_lab.measures.surface import losses_at
 from cifar_lab.run_folder import measured
+from cifar_lab.run_folder.schema import LARGEST_INTEGER
+from cifar_lab.settings import flag, integer
 
 KIND = "path"
 MARGIN = 0.15  # of the trajectory's extent, on each side
+SMALLEST = float(np.finfo(np.float32).tiny)  # of that extent: weights differ by more
+ROUNDING = 1e-6  # by which the shares' sum may exceed 1
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(measured.Settings):
     """What is evaluated."""
 
-    points: int = 25  # along each direction
-    images: int = 512  # training images, not augmented
-    seed: int = 0  # of their choice
-    mode: str = "eval"  # of BatchNorm, as for the surface
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("eval", "train") or not 3 <= self.points <= 1001:
-            raise ValueError(f"no such grid: {self}")
+    points: int = flag(25, "along each direction", integer(3, measured.MOST_POINTS))
+    images: int = measured.images(512)  # training images, not augmented
+    seed: int = measured.seed()  # of their choice
+    mode: str = measured.mode()  # of BatchNorm, as for the surface
 
     @property
     def stem(self) -> str:
@@ -41,11 +42,24 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A trajectory in the plane of its two principal directions."""
+    """A trajectory in the plane of its two principal directions. Raises MeasureError if no trajectory has this."""
 
     steps: tuple[int, ...]  # taken before each checkpoint; the trained network is the last
     points: np.ndarray  # (checkpoints, 2): a and b of each; the last is at (0, 0)
     shares: tuple[float, float]  # of the checkpoints' variance, along each direction
+
+    def __post_init__(self) -> None:
+        steps, points = self.steps, self.points
+        if not len(steps) == len(points) >= 3:
+            raise measured.MeasureError(f"steps: {len(steps)} of them, with {len(points)} points; 3 are the fewest")
+        if steps[0] < 0 or steps[-1] > LARGEST_INTEGER or any(a >= b for a, b in pairwise(steps)):
+            raise measured.MeasureError(f"steps: they do not ascend from 0 to at most {LARGEST_INTEGER}")
+        if not (np.abs(points) <= measured.LARGEST_NUMBER).all():
+            raise measured.MeasureError("trajectory: a point is not finite, or beyond float32")
+        if points[-1].any() or not np.ptp(points, axis=0).max() >= SMALLEST:
+            raise measured.MeasureError("trajectory: it does not come from elsewhere to (0, 0)")
+        if not (min(self.shares) >= 0 and sum(self.shares) <= 1 + ROUNDING):
+            raise measured.MeasureError("shares: not two numbers from 0 to 1 whose sum is at most 1")
 
     def axes(self, points: int) -> list[np.ndarray]:
         """a and b of a grid around it, `points` of each."""
@@ -71,8 +85,8 @@ def principal_plane(weights: Sequence[Sequence]) -> tuple[list[list], np.ndarray
     """The two directions, the checkpoints' places in their plane (n, 2), and the shares of the variance.
 
     weights: of each of n > 2 checkpoints in the order of training, a torch tensor for each parameter. Directions have
-    norm 1 over all parameters together, and the first checkpoint has no negative place. Raises ValueError if all lie on
-    one line.
+    norm 1 over all parameters together, and the first checkpoint has no negative place. Raises MeasureError if all lie
+    on one line, or too far apart.
     """
     import torch
 
@@ -83,9 +97,11 @@ def principal_plane(weights: Sequence[Sequence]) -> tuple[list[list], np.ndarray
     for p in centered:
         rows = p.reshape(n, -1).double().cpu()
         gram += rows @ rows.T
+    if not gram.isfinite().all():
+        raise measured.MeasureError("the distances between the checkpoints are not finite")
     variances, vectors = torch.linalg.eigh(gram)  # ascending; those of the n x n matrix are those of the P x P one
     if n < 3 or not variances[-2] > 1e-12 * variances[-1]:
-        raise ValueError("the checkpoints lie on one line")
+        raise measured.MeasureError("the checkpoints lie on one line")
     directions, places = [], []
     for k in (-1, -2):
         mixed = vectors[:, k] / variances[k].sqrt()
@@ -108,20 +124,23 @@ def layout(grid: Grid, trajectory: Trajectory, weights_sha256: str) -> measured.
         "steps": list(trajectory.steps), "trajectory": trajectory.points.tolist(), "shares": list(trajectory.shares),
         "weights_sha256": weights_sha256,
     }  # fmt: skip
-    a, b = np.meshgrid(*trajectory.axes(grid.points), indexing="ij")
-    return measured.Layout(KIND, grid.stem, about, "a,b,loss", np.stack([a.ravel(), b.ravel()], axis=1))
+
+    def coordinates() -> np.ndarray:
+        a, b = np.meshgrid(*trajectory.axes(grid.points), indexing="ij")
+        return np.stack([a.ravel(), b.ravel()], axis=1)
+
+    return measured.Layout(KIND, grid.stem, about, "a,b", {"loss": measured.LOSS}, grid.points**2, coordinates)
 
 
 def _content(about: Mapping[str, Any]) -> tuple[Grid, Trajectory]:
     points = np.array(about["trajectory"], dtype=float).reshape(-1, 2)
     first, second = map(float, about["shares"])
-    trajectory = Trajectory(tuple(map(int, about["steps"])), points, (first, second))
-    return Grid(**{f.name: f.type(about[f.name]) for f in fields(Grid)}), trajectory
+    return Grid.of(about), Trajectory(tuple(map(int, about["steps"])), points, (first, second))
 
 
 def layout_of(about: Mapping[str, Any]) -> measured.Layout:
     """The layout that a file's first line stands for."""
-    return layout(*_content(about), str(about["weights_sha256"]))
+    return layout(*_content(about), measured.digest(about["weights_sha256"]))
 
 
 def read_path(file: str | Path) -> Path2D:

@@ -13,7 +13,7 @@ them within a network, or together with the norm of its weights.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +21,38 @@ import numpy as np
 
 from cifar_lab.losses import cross_entropy
 from cifar_lab.run_folder import measured
+from cifar_lab.run_folder.schema import RunFileError
+from cifar_lab.settings import flag, integer
 
 BATCH = 128  # images per pass, at most
-COLUMNS = "vector,index,eigenvalue,weight,residual"
+ROUNDING = 1e-6  # of the weights' sum
+COLUMNS = {
+    "eigenvalue": measured.Column(), "weight": measured.Column(0, 1 + ROUNDING), "residual": measured.Column(0),
+}  # fmt: skip
 KIND = "sharpness"
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(measured.Settings):
     """What is computed."""
 
-    iterations: int = 40  # of the Lanczos method: products with H per vector, and vectors of P numbers in memory
-    vectors: int = 1  # random ones to start from
-    images: int = 512  # training images, not augmented
-    seed: int = 0  # of their choice and of the vectors
-    mode: str = "eval"  # of BatchNorm, as for the surface
+    iterations: int = flag(
+        40, "of the Lanczos method; as many vectors of all parameters are in memory", integer(2, 10_000)
+    )  # products with H per vector
+    vectors: int = flag(1, "random vectors that the density is averaged over", integer(1, 1_000))
+    images: int = measured.images(512)  # training images, not augmented
+    seed: int = measured.seed()  # of their choice and of the vectors
+    mode: str = measured.mode()  # of BatchNorm, as for the surface
 
     def __post_init__(self) -> None:
-        if self.mode not in ("eval", "train") or self.iterations < 2 or self.vectors < 1:
-            raise ValueError(f"no such grid: {self}")
+        super().__post_init__()
+        if self.rows > measured.MOST_ROWS:
+            asked = f"{self.iterations} iterations from {self.vectors} vectors"
+            raise measured.MeasureError(f"no such grid: {asked} are more than {measured.MOST_ROWS} eigenvalues")
+
+    @property
+    def rows(self) -> int:
+        return self.iterations * self.vectors
 
     @property
     def stem(self) -> str:
@@ -47,8 +60,8 @@ class Grid:
         return f"sharpness-{size}-{self.images}images-seed{self.seed}-{self.mode}"
 
     def places(self) -> np.ndarray:
-        """(vectors * iterations, 2): number of the vector and of the eigenvalue, both from 0, ascending."""
-        return np.stack(np.divmod(np.arange(self.vectors * self.iterations), self.iterations), axis=1).astype(float)
+        """(rows, 2): number of the vector and of the eigenvalue, both from 0, ascending."""
+        return np.stack(np.divmod(np.arange(self.rows), self.iterations), axis=1).astype(float)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,21 +94,29 @@ class Spectrum:
 def layout(grid: Grid, weights_sha256: str) -> measured.Layout:
     """What a sharpness file holds."""
     about = {"what": "eigenvalues of the loss's Hessian by the Lanczos method", **asdict(grid)}
-    return measured.Layout(KIND, grid.stem, about | {"weights_sha256": weights_sha256}, COLUMNS, grid.places())
+    about |= {"weights_sha256": weights_sha256}
+    return measured.Layout(KIND, grid.stem, about, "vector,index", COLUMNS, grid.rows, grid.places)
 
 
 def layout_of(about: Mapping[str, Any]) -> measured.Layout:
     """The layout that a file's first line stands for."""
-    return layout(Grid(**{f.name: f.type(about[f.name]) for f in fields(Grid)}), str(about["weights_sha256"]))
+    return layout(Grid.of(about), measured.digest(about["weights_sha256"]))
 
 
 def read_sharpness(file: str | Path) -> tuple[Grid, Spectrum | None]:
     """Reads a sharpness file; no spectrum if it is not whole. Raises RunFileError, naming file and line."""
     found = measured.read(file, KIND, layout_of)
-    grid = Grid(**{f.name: found.layout.about[f.name] for f in fields(Grid)})
+    grid = Grid.of(found.layout.about)
     if not found.complete:
         return grid, None
-    return grid, Spectrum(*found.values.reshape(grid.vectors, grid.iterations, 3).transpose(2, 0, 1))
+    spectrum = Spectrum(*found.values.reshape(grid.vectors, grid.iterations, 3).transpose(2, 0, 1))
+    for what, bad in (
+        ("the eigenvalues of this vector do not ascend", (np.diff(spectrum.eigenvalues) < 0).any(axis=1)),
+        ("the weights of this vector do not add up to 1", np.abs(spectrum.weights.sum(axis=1) - 1) > ROUNDING),
+    ):
+        if bad.any():
+            raise RunFileError(file, what, 3 + int(bad.argmax()) * grid.iterations)
+    return grid, spectrum
 
 
 def hessian_product(model, batches, parameters: list, criterion: Callable = cross_entropy) -> Callable:
@@ -127,7 +148,8 @@ def lanczos(product: Callable, start, iterations: int, each: Callable[[int], Non
 
     product: v -> H v of a symmetric H, (P,) to (P,) with P at least m. start: (P,), a torch tensor. each: is told the
     number of products after each. Every new vector is orthogonalized against all before it, twice (Parlett 1998, "The
-    Symmetric Eigenvalue Problem", chapter 13): without it, eigenvalues that have converged come back as copies.
+    Symmetric Eigenvalue Problem", chapter 13): without it, eigenvalues that have converged come back as copies. Raises
+    MeasureError if a product is not finite.
     """
     import torch
 
@@ -143,6 +165,8 @@ def lanczos(product: Callable, start, iterations: int, each: Callable[[int], Non
         for _ in range(2):
             vector -= basis[: k + 1].T @ (basis[: k + 1] @ vector)
         beside[k] = float(vector.norm())
+        if not np.isfinite([diagonal[k], beside[k]]).all():
+            raise measured.MeasureError("the loss's Hessian is not finite")
         each(k + 1)
         if beside[k] <= 1e-6 * max(length, 1e-30):  # the space is invariant under H: go on outside it
             beside[k] = 0.0

@@ -5,9 +5,10 @@ Neural Nets"): f(a, b) = L(w + a d1 + b d2), with random directions whose filter
 drawn from the files alone.
 """
 
+import argparse
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,29 @@ import numpy as np
 
 from cifar_lab.losses import cross_entropy
 from cifar_lab.run_folder import measured
+from cifar_lab.settings import choice, flag, integer, real
 
 BATCH = 128  # images per forward pass, at most: the fastest on a CPU
-LARGEST_GRID = 1001  # points along a direction
+KIND = "surface"
+
+
+def _odd(text: str) -> int:
+    value = integer(3, measured.MOST_POINTS)(text)
+    if value % 2 == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is even; the trained network itself is a point only if it is odd")
+    return value
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(measured.Settings):
     """What is evaluated: these settings name the file, so that files of different surfaces never meet."""
 
-    dims: int = 2
-    points: int = 25  # along each direction; odd, so that the trained network is one of them
-    range: float = 1.0  # a and b go from -range to range
-    images: int = 512  # the first of a permutation of the run's training images, not augmented
-    seed: int = 0  # of the directions and of that permutation
-    mode: str = "eval"  # of BatchNorm: eval, with its running statistics, or train, with those of the images
-
-    def __post_init__(self) -> None:
-        if self.dims not in (1, 2) or self.mode not in ("eval", "train"):
-            raise ValueError(f"no such grid: {self}")
-        if self.points % 2 == 0 or not 3 <= self.points <= LARGEST_GRID or not 0 < self.range < np.inf:
-            raise ValueError(f"no such grid: {self}")
+    dims: int = flag(2, "directions: 1 or 2", choice("1", "2"))
+    points: int = flag(25, "along each direction, odd", _odd)
+    range: float = flag(1.0, "largest |a| and |b|", real(1e-9, 1e3))  # below, no weight of single precision moves
+    images: int = measured.images(512)  # the first of a permutation of the run's training images, not augmented
+    seed: int = measured.seed()  # of the directions and of that permutation
+    mode: str = measured.mode()  # eval: BatchNorm with its running statistics, train: with those of the images
 
     @property
     def stem(self) -> str:
@@ -43,8 +46,12 @@ class Grid:
         reach = repr(self.range).removesuffix(".0")
         return f"surface-{self.dims}d-{size}-range{reach}-{self.images}images-seed{self.seed}-{self.mode}"
 
+    @property
+    def rows(self) -> int:
+        return self.points**self.dims
+
     def coordinates(self) -> np.ndarray:
-        """(points ** dims, 2): a and b of each grid point, in the order of the file; b = 0 in one dimension."""
+        """(rows, 2): a and b of each grid point, in the order of the file; b = 0 in one dimension."""
         half = self.points // 2
         axis = np.arange(-half, half + 1) / half * self.range
         a, b = np.meshgrid(axis, axis if self.dims == 2 else [0.0], indexing="ij")
@@ -61,7 +68,7 @@ class Surface:
 
     @property
     def complete(self) -> bool:
-        return len(self.losses) == self.grid.points**self.grid.dims
+        return len(self.losses) == self.grid.rows
 
     @property
     def center(self) -> float:
@@ -76,20 +83,20 @@ def layout(grid: Grid, weights_sha256: str) -> measured.Layout:
     """What a surface file holds."""
     about = {"what": "loss at w + a d1 + b d2, filter-normalized directions (Li et al. 2018)", **asdict(grid)}
     return measured.Layout(
-        "surface", grid.stem, about | {"weights_sha256": weights_sha256}, "a,b,loss", grid.coordinates()
-    )
+        KIND, grid.stem, about | {"weights_sha256": weights_sha256}, "a,b", {"loss": measured.LOSS}, grid.rows,
+        grid.coordinates, trained=(grid.rows // 2,),
+    )  # fmt: skip
 
 
 def _layout_of(about: Mapping[str, Any]) -> measured.Layout:
-    grid = Grid(**{f.name: f.type(about[f.name]) for f in fields(Grid)})
-    return layout(grid, str(about["weights_sha256"]))
+    return layout(Grid.of(about), measured.digest(about["weights_sha256"]))
 
 
 def read_surface(file: str | Path) -> Surface:
     """Reads a surface file; half a last row is ignored. Raises RunFileError, naming file and line."""
-    found = measured.read(file, "surface", _layout_of)
+    found = measured.read(file, KIND, _layout_of)
     about = found.layout.about
-    return Surface(Grid(**{f.name: about[f.name] for f in fields(Grid)}), about["weights_sha256"], found.values[:, 0])
+    return Surface(Grid.of(about), about["weights_sha256"], found.values[:, 0])
 
 
 # --- The surface ------------------------------------------------------------------------------------------------------

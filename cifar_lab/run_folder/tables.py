@@ -75,6 +75,11 @@ def _parse(body: bytes, columns: int) -> np.ndarray | None:
     return table if table.shape == (body.count(b"\n"), columns) else None
 
 
+def number_in(cell: bytes) -> float | None:
+    """The number that a cell holds, None if it has another form: Python's own would take spaces and underscores too."""
+    return float(cell) if _NUMBER.fullmatch(cell) or _NOT_FINITE.fullmatch(cell) else None
+
+
 def _row_checks(
     table: np.ndarray, columns: Sequence[str], not_finite: Collection[str], consecutive: str | None
 ) -> np.ndarray:
@@ -96,12 +101,12 @@ def _find_bad_row(
         if len(cells) != len(columns):
             raise RunFileError(path, f"{len(cells)} columns instead of {len(columns)}", number + 1)
         for name, cell in zip(columns, cells, strict=True):
-            finite = _NUMBER.fullmatch(cell) and math.isfinite(float(cell))
-            if not finite and not (name in not_finite and (_NUMBER.fullmatch(cell) or _NOT_FINITE.fullmatch(cell))):
+            value = number_in(cell)
+            if value is None or not (math.isfinite(value) or name in not_finite):
                 shown = ascii(cell[:40].decode("latin-1"))
                 raise RunFileError(path, f"{name} is not a finite number: {shown}", number + 1)
-            if columns is not PROBE_COLUMNS and abs(float(cell)) > LARGEST:
-                raise RunFileError(path, f"{name} is {float(cell):g}, which is beyond float32", number + 1)
+            if columns is not PROBE_COLUMNS and abs(value) > LARGEST:
+                raise RunFileError(path, f"{name} is {value:g}, which is beyond float32", number + 1)
         if consecutive and float(cells[0]) != number:
             raise RunFileError(path, f"{consecutive} is {float(cells[0]):g} where {number} follows", number + 1)
     raise RunFileError(path, "not a table of numbers")
