@@ -286,6 +286,11 @@ def name_of(setting: str) -> str:
     return _NAMES.get(setting, setting.replace("_", " "))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 epoch, 2 epochs."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def words(setting: str, value: Any) -> str:
     """A setting with its value: `learning rate 1e-3`, `no augmentation`."""
     name = name_of(setting)
@@ -544,11 +549,13 @@ def parse(
     options = {name: f for network in networks.values() for name, f in network.options.items()}
     own = parser.add_argument_group("flags of this script")
     shared = parser.add_argument_group("flags of every training script")
+    augmentation = shared.add_mutually_exclusive_group()
     for name, f in [*((f.name, f) for f in fields(cls)), *options.items()]:
         needed = {"width_transfer": "width"}.get(name, name)
         if f.metadata and (needed not in CHOICES or any(n.takes(needed) for n in networks.values())):
-            _add_flag(own if name in declared or name in options else shared, name, f, cls.presets)
-    shared.add_argument("--no-augment", dest="augment", action="store_const", const="none", help="--augment none")
+            group = augmentation if name == "augment" else own if name in declared or name in options else shared
+            _add_flag(group, name, f, cls.presets)
+    augmentation.add_argument("--no-augment", dest="augment", action="store_const", const="none", help="--augment none")
     given = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(parser.parse_args(argv)).items()

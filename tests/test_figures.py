@@ -576,7 +576,7 @@ def test_the_band_lies_between_the_largest_and_the_smallest_loss_of_each_step(ba
     small_print = (
         "preset report: 5 epochs of 50,000 images, width 1, Adam, batch 100, weight decay 1e-4, init he, learning "
         "rates 1e-3, 1e-4, 5e-4, 5e-5; first half of the run; drawn: seed 4; "
-        f"medians: running, over 499 steps; the largest loss, {highest:.3g}, lies above the axis; "
+        f"medians in the table: running, over 499 steps; the largest loss, {highest:.3g}, lies above the axis; "
         "VGG-A at 1e-3, seed 4, diverged at step 700 and is missing from there on; VGG-A + BatchNorm at 5e-4, seed 9, "
         "is not finished: 1,000 of 2,500 steps"
     )

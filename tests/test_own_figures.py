@@ -87,7 +87,7 @@ def lines_that_start(start):
 
 def meant(word):
     """What a word stands for: of a run's folder the one whose name ends in the small sizes."""
-    pattern = f"{word}-{SIZES}*" if word.startswith("results/quick/") and "*" not in word else word
+    pattern = f"{word}-{SIZES}*" if word.startswith("results/quick/") and not word.endswith("*") else word
     return sorted(glob.glob(pattern)) if "*" in pattern else [word]
 
 
@@ -196,8 +196,10 @@ def test_losses_without_a_unit_are_drawn_without_one(tmp_path):
     figures = plotted(tmp_path).figures
     labels = {figure.axes[-1 if "overview" in stem else 0].get_ylabel() for stem, figure in figures.items()}
     assert {label for label in labels if "loss" in label} == {"training loss"} and len(figures) == 6
-    (table,) = (t for stem, f in figures.items() if stem.startswith("landscape-") for t in f.findobj(Table))
-    assert table[0, 1].get_text().get_text().startswith("mean width:")
+    bands = [figure for stem, figure in figures.items() if stem.startswith("landscape")]
+    assert len(bands) == 2  # each loss in its own unit: their widths are not compared
+    for table in (table for figure in bands for table in figure.findobj(Table)):
+        assert table[0, 1].get_text().get_text().startswith("mean width:")
 
 
 def test_any_runs_in_one_file(project):
@@ -207,9 +209,9 @@ def test_any_runs_in_one_file(project):
 
 
 def test_the_band_of_any_runs(project):
-    assert typed("python landscape.py band results/quick/vgg_a/* --save", project).startswith("band.png: ")
+    assert typed("python landscape.py band results/quick/vgg_a/adam-lr*-seed0 --save", project).startswith("band.png: ")
     assert (project / "band.png").read_bytes().startswith(PNG)
-    said = typed("python landscape.py band results/quick/vgg_a/* --against", project)
+    said = typed("python landscape.py band results/quick/vgg_a/adam-lr*-seed0 --against", project)
     ratio, band = sorted(said.splitlines(), key=len)
     assert "of VGG-A and VGG-A + BatchNorm: " in band and ratio.endswith("VGG-A + BatchNorm / VGG-A")
     for line in (ratio, band):
@@ -528,7 +530,8 @@ def test_of_very_many_sets_the_first_are_drawn(tmp_path, monkeypatch):
             write_run(tmp_path, replace(BASE, init=init, batch_size=batch))
     drawn = plotted(tmp_path)
     assert len(drawn.figures) == 1
-    assert "missing: 3 more overviews: python plot_results.py RUN_FOLDER RUN_FOLDER ...\n" in drawn.said
+    left = "3 more overviews, by init, batch"
+    assert f"missing: {left}: python plot_results.py RUN_FOLDER RUN_FOLDER ...\n" in drawn.said
 
 
 def test_any_runs_are_called_by_what_they_differ_in(tmp_path):
@@ -600,3 +603,37 @@ def test_claims_without_runs_are_one_line(tmp_path):
     assert drawn.said.count("missing") == 1 and "not run" not in drawn.said + drawn.report
     assert re.findall(r"^  (bn-accuracy|level|scaling) ", drawn.said, re.M) == ["bn-accuracy"]
     assert len({row["claim"] for row in rows_of(tmp_path / "quick" / "verdicts.csv")}) == 12
+
+
+# --- What tells figures apart ----------------------------------------------------------------------------------------
+
+
+def test_figures_of_the_same_networks_and_setting_have_titles_of_their_own(tmp_path):
+    for optimizer in ("adam", "nadam"):
+        for rate in (3e-3, 2e-3):
+            write_run(tmp_path, replace(BASE, optimizer=optimizer, lr=rate))
+    titles = {figure.get_suptitle() for stem, figure in plotted(tmp_path).figures.items() if "overview-lr" in stem}
+    shared = ": test accuracy and training loss"
+    assert titles == {f"VGG-A by learning rate, {name}{shared}" for name in ("Adam", "NAdam")}
+
+
+def test_a_band_of_one_step_is_not_drawn(tmp_path):
+    for rate in (3e-3, 2e-3):
+        config = replace(BASE, lr=rate, batch_size=250, train_size=500)
+        write_run(tmp_path, config, epochs=1, test_accuracy=[10])
+    figures = plotted(tmp_path).figures
+    assert [stem for stem in figures if "landscape" in stem] == [] and len(figures) == 1
+    (overview,) = figures.values()
+    assert any("1 epoch," in text for text in texts(overview))
+
+
+def test_a_band_that_leaves_the_axis_at_once_is_shown(tmp_path):
+    for rate, loss in ((3e-3, 40.0), (2e-3, 9.0)):
+        write_run(tmp_path, replace(BASE, lr=rate), losses=[2.3, *[loss] * 499])
+    (band,) = (figure for stem, figure in plotted(tmp_path).figures.items() if stem.startswith("landscape"))
+    assert band.axes[0].get_ylim()[1] > 40
+
+
+@pytest.mark.parametrize("words", ["--augment flip-crop --no-augment", "--no-augment --augment report"])
+def test_two_augmentations_contradict_each_other(words, capsys):
+    assert "not allowed with argument" in refusal(capsys, MyVGG.main, *words.split())

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from cifar_lab import escape
 from cifar_lab.experiments import BN_BAND, PLAIN_BAND, command_for
@@ -44,7 +44,7 @@ from cifar_lab.measures.band import (
     width_ratio,
 )
 from cifar_lab.run_folder.reader import Run, report_runs
-from cifar_lab.settings import PAPER_PRESETS, number
+from cifar_lab.settings import PAPER_PRESETS, counted, number
 
 BANDS = {"vgg_a": PLAIN_BAND, "vgg_a_bn": BN_BAND}  # of the report's figure: network, names of its runs
 LOSS_SHOWN = 3.0  # nats: the band's axis ends there, if there are ten classes: a uniform guess has a loss of 2.3
@@ -70,7 +70,7 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
         if there := [rates for rates in report.values() if rates]:
             draw(figures, folder / f"landscape{'-published' if published else ''}", there)
             shown.update(run for rates in there for run in _runs(rates))
-    bands = sets.bands([run for run in runs if not run.published])
+    bands = [rates for rates in sets.bands([run for run in runs if not run.published]) if _is_drawn(rates)]
     new = [not shown.issuperset(_runs(rates)) for rates in bands]
     together = [(a, b, name) for a, b, name in sets.pairs(bands) if new[a] or new[b]]
     alone = set(np.flatnonzero(new)) - {i for a, b, _ in together for i in (a, b)}
@@ -81,7 +81,14 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
         names = "-vs-".join(look.label for look in sets.told_apart([_runs(rates) for rates in of], (name,)))
         kind = f"landscape-{names}" if len(of) > 1 else "landscape"
         draw(figures, folder / sets.file_stem(kind, every), of, (name,))
-    figures.more(len(own) - sets.MOST, "bands", "landscape.py", "band", *OF_RUNS, "--against", *OF_RUNS)
+    figures.more(
+        [name for _, name in own[sets.MOST :]], "bands", "landscape.py", "band", *OF_RUNS, "--against", *OF_RUNS
+    )
+
+
+def _is_drawn(rates: Rates) -> bool:
+    """Whether its part of the runs has two steps, between which there is something to see."""
+    return band_steps(min(run.steps_planned for run in _runs(rates))) > 1
 
 
 def of_report(found: Mapping[str, Mapping[int, Run]]) -> dict[str, Rates]:
@@ -118,7 +125,8 @@ def draw(figures: Figures, stem: Path, bands: Sequence[Rates], named_by: Sequenc
     count = {2: "two", 3: "three", 4: "four"}.get(len(rates[0]), str(len(rates[0]))) if len(rates) == 1 else "the"
     heading(figure, f"Learning-rate band: largest and smallest training loss over {count} learning rates")
     _band_table(below, looks, areas, shared, loss_label("mean width", every))
-    lines = "filled: raw; lines: running medians of both curves" if drawn[0].steps > DENSE else "medians: running,"
+    dense = drawn[0].steps > DENSE
+    lines = "filled: raw; lines: running medians of both curves" if dense else "medians in the table: running,"
     notes = [f"drawn: seed {' and '.join(map(str, sorted(set(seeds))))}", f"{lines} over {drawn[0].window} steps"]
     listed = " / ".join(", ".join(map(number, of)) for of in rates)
     text = f"{setting_text(every)}, learning rates {listed}; {_span(every)}"
@@ -149,10 +157,11 @@ def _span(runs: Sequence[Run]) -> str:
     """Which part of the runs their band is."""
     planned = sorted({run.steps_planned for run in runs})
     steps = band_steps(planned[0])
-    part = "first half" if steps == planned[0] // 2 else f"first {steps:,} steps"
+    part = "first half" if steps == planned[0] // 2 else f"first {counted(steps, 'step')}"
     if len(planned) == 1:
         return f"{part} of the run"
-    return f"{part} of the shortest run, {steps:,} steps that all have: they are {planned[0]:,} to {planned[-1]:,} long"
+    common = f"{counted(steps, 'step')} that all have"
+    return f"{part} of the shortest run, {common}: they are {planned[0]:,} to {planned[-1]:,} long"
 
 
 def draw_band(axes: Axes, bands: Sequence[tuple[Look, Band]], classes: int = 10) -> list[str]:
@@ -179,6 +188,7 @@ def draw_band(axes: Axes, bands: Sequence[tuple[Look, Band]], classes: int = 10)
             axes.plot(step, median, color=look.colour, linewidth=1.4, rasterized=True)
     axes.set_xlabel("training step")
     axes.set_xlim(1, max(2, *(area.steps for _, area in bands)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     patches = [Patch(facecolor=look.colour, alpha=fill, label=legend_label(axes, look.label, 8)) for look, _ in bands]
     entries: dict[str, Patch | tuple[Patch, ...]] = {patch.get_label(): patch for patch in patches}
@@ -195,7 +205,8 @@ def _set_loss_axis(axes: Axes, areas: Sequence[Band], shown: float) -> list[str]
     lowest = min(float(np.nanmin(area.lower, initial=highest)) for area in areas)
     floor = min(float(np.nanmin(area.lower_median, initial=highest)) for area in areas)
     bottom, top = loss_floor(lowest, highest), 1.05 * highest
-    if floor < shown < top:
+    lower = np.concatenate([area.lower[np.isfinite(area.lower)] for area in areas])
+    if shown < top and np.mean(lower < shown) > 0.5:  # else there would be next to nothing to see
         top = shown
     if highest > LOGARITHMIC * floor > 0:
         bottom = max(0.95 * lowest, floor / 3)  # single batches far below the medians would take half of the axis
@@ -303,6 +314,7 @@ def _draw_ratio(figures: Figures, stem: Path, looks: Sequence[Look], bands: Sequ
     axes.set_ylabel("ratio of the mean widths\nup to step t")
     _label_logarithmic(axes, (1, 1.5, 2, 3, 5, 7))
     axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("")
     of_claim = [look.model for look in looks] == list(BANDS)
     if of_claim and steps >= DECIDING_STEPS:
         axes.axvspan(DECIDING_STEPS, steps, color="0.9", zorder=0, label="enough steps to decide the claim")

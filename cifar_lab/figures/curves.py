@@ -212,17 +212,35 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
         for name, series in sets.overviews(logged)
         if any(run not in shown and not run.published for of in series for run in of.runs)
     ]
-    for name, groups in own[: sets.MOST]:
+    for (name, groups), what in zip(own[: sets.MOST], _told_apart(own), strict=False):
         every = [run for group in groups for run in group]
-        networks = ", ".join(dict.fromkeys(map(network_label, every)))
-        title = _title(f"{networks} by {name_of(name)}", every)
+        title = _title(what, every)
         canvas = draw(title, ACCURACY + LOSS, _curves(groups, (name,)))
         figures.add(canvas, folder / sets.file_stem(f"overview-{name}", every), title, _view(ACCURACY, groups))
-    figures.more(len(own) - sets.MOST, "overviews", "plot_results.py", "RUN_FOLDER", "RUN_FOLDER", "...")
+    left = [name for name, _ in own[sets.MOST :]]
+    figures.more(left, "overviews", "plot_results.py", "RUN_FOLDER", "RUN_FOLDER", "...")
     shown.update(run for _, groups in own for group in groups for run in group)
     others = [run for run in logged if run not in shown and not run.published]
     if others:
         draw_any(figures, folder / sets.file_stem("overview", others), others)
+
+
+def _told_apart(own: Sequence[tuple[str, Sequence[Sequence[Run]]]]) -> list[str]:
+    """What each overview shows: networks, by which setting, and what tells it from others of the same networks and
+    setting."""
+    shown, common = [], []
+    for name, groups in own:
+        series = [sets.Series(tuple(group)) for group in groups]
+        networks = ", ".join(dict.fromkeys(network_label(run) for group in groups for run in group))
+        shown.append(f"{networks} by {name_of(name)}")
+        common.append((series[0], set.intersection(*(set(of.settings.items()) for of in series))))
+    titles = []
+    for what, (first, settings) in zip(shown, common, strict=True):
+        alike = [other for same, (_, other) in zip(shown, common, strict=True) if same == what]
+        apart = [name for name, value in first.settings.items() if any((name, value) not in of for of in alike)]
+        told = ", ".join(first.named(name) for name in apart if (name, first.settings[name]) in settings)
+        titles.append(f"{what}, {told}" if told else what)
+    return titles
 
 
 def draw_any(figures: Figures, stem: Path, runs: Sequence[Run]) -> None:

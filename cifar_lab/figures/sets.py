@@ -130,7 +130,10 @@ def bands(runs: Sequence[Run]) -> list[Rates]:
 
 
 def pairs(sets: Sequence[Rates]) -> list[tuple[int, int, str]]:
-    """The places of every two that share their learning rates and differ in one setting, and its name."""
+    """The places of every two that share their learning rates and differ in one setting, and its name.
+
+    Losses of two kinds have two units: widths of their bands have no ratio.
+    """
     settings = []
     for of in sets:
         group = next(iter(of.values()))
@@ -138,7 +141,7 @@ def pairs(sets: Sequence[Rates]) -> list[tuple[int, int, str]]:
     return [
         (a, b, name)
         for name, places in one_apart(settings)
-        if name != "lr"
+        if name not in ("lr", "loss")
         for a, b in itertools.combinations(places, 2)
     ]
 

@@ -24,7 +24,7 @@ from cifar_lab.project import command
 from cifar_lab.run_folder.files import write_whole
 from cifar_lab.run_folder.reader import Run
 from cifar_lab.run_folder.schema import RunFileError
-from cifar_lab.settings import RunConfig, number, words
+from cifar_lab.settings import RunConfig, name_of, number, words
 
 # One colour, one meaning, in all figures. Those of the report's networks and optimizers are in their registries, from
 # Okabe and Ito (2008), distinguishable with every common colour vision; a network without one takes the next of these
@@ -133,10 +133,11 @@ class Figures:
             first = next(iter(str(error).splitlines()), "")
             self.errors.append(RunFileError(file, f"cannot be drawn ({type(error).__name__}: {first:.200})"))
 
-    def more(self, count: int, what: str, *words: str) -> None:
-        """So many more figures could be drawn of what the runs differ in, by the command of these words."""
-        if count > 0:
-            self.missing.append((f"{count} more {what}", command(*words)))
+    def more(self, names: Sequence[str], what: str, *words: str) -> None:
+        """A figure more could be drawn for each of the settings that runs differ in, by the command of these words."""
+        if names:
+            settings = ", ".join(dict.fromkeys(map(name_of, names)))
+            self.missing.append((f"{len(names)} more {what}, by {settings}", command(*words)))
 
     def lines(self) -> list[str]:
         """What was drawn, a line per figure with its files and its caption."""
@@ -164,13 +165,18 @@ def _each(runs: Sequence[Run], form: Callable[[Run], str]) -> str:
     return " / ".join(dict.fromkeys(map(form, runs)))
 
 
+def _epochs(runs: Sequence[Run]) -> str:
+    longest = max(run.epochs_planned for run in runs)
+    return f"{_each(runs, lambda r: f'{r.epochs_planned:,}')} epoch{'s' * (longest > 1)}"
+
+
 def settings_text(runs: Sequence[Run]) -> str:
     """Preset, settings, seeds and device in one line; a setting in which the runs differ with each of its values."""
     shown = [
         f"preset {_each(runs, lambda r: r.preset)}",
         f"width {_each(runs, _width)}",
         f"{_each(runs, lambda r: format(r.settings['train_size'], ','))} training images",
-        f"{_each(runs, lambda r: str(r.epochs_planned))} epochs",
+        _epochs(runs),
         f"batch {_each(runs, lambda r: str(r.settings['batch_size']))}",
         _each(runs, optimizer_label),
         f"learning rate {_each(runs, lambda r: number(r.settings['lr']))}",
@@ -185,10 +191,9 @@ def settings_text(runs: Sequence[Run]) -> str:
 
 def setting_text(runs: Sequence[Run]) -> str:
     """Preset and settings of the runs compared in a figure, without learning rate and seed."""
-    epochs = _each(runs, lambda r: str(r.epochs_planned))
     images = _each(runs, lambda r: f"{r.settings['train_size']:,}")
     shown = [
-        f"preset {_each(runs, lambda r: r.preset)}: {epochs} epochs of {images} images",
+        f"preset {_each(runs, lambda r: r.preset)}: {_epochs(runs)} of {images} images",
         f"width {_each(runs, _width)}",
         _each(runs, optimizer_label),
         f"batch {_each(runs, lambda r: str(r.settings['batch_size']))}",

@@ -65,11 +65,6 @@ def result_text(summary: dict) -> str:
     return ", ".join(words)
 
 
-def counted(number: int, word: str) -> str:
-    """A number with its noun: 1 epoch, 2 epochs."""
-    return f"{number} {word}{'s' * (number != 1)}"
-
-
 class Console:
     """Progress of a lockstep group: a bar over epochs and one over the batches of the epoch."""
 

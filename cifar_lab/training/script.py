@@ -20,9 +20,9 @@ from cifar_lab.run_folder import tensorboard
 from cifar_lab.run_folder.checkpoint import CheckpointError
 from cifar_lab.run_folder.schema import RunFileError, read_config, trained_to
 from cifar_lab.run_folder.writer import Busy, FolderError, Recorder, environment
-from cifar_lab.settings import PUBLISHED, RunConfig, Settings, number, parse, run_folder
+from cifar_lab.settings import PUBLISHED, RunConfig, Settings, counted, number, parse, run_folder
 from cifar_lab.training import export, trained
-from cifar_lab.training.console import Console, Stopped, StopSignals, counted
+from cifar_lab.training.console import Console, Stopped, StopSignals
 from cifar_lab.training.device import Device, DeviceError, choose
 from cifar_lab.training.group import Lockstep
 from cifar_lab.training.loader import Loader

@@ -26,9 +26,8 @@ from cifar_lab.run_folder.checkpoint import CheckpointError, load_model
 from cifar_lab.run_folder.files import write_text
 from cifar_lab.run_folder.inputs import Inputs
 from cifar_lab.run_folder.schema import RunFileError, read_config
-from cifar_lab.settings import RunConfig, Settings
+from cifar_lab.settings import RunConfig, Settings, counted
 from cifar_lab.training import export
-from cifar_lab.training.console import counted
 from cifar_lab.training.device import Device, choose
 from cifar_lab.training.loader import in_order, inputs_of
 from cifar_lab.training.predict import Prediction, classify, to_csv
