@@ -3,7 +3,8 @@ Landscape of Neural Nets", section 7.2).
 
 Two random directions show nothing of a trajectory: in many dimensions they are orthogonal to it. So, with w_i the
 weights of checkpoint i and w_n those of the trained network, the directions are the first two principal components of
-the rows w_0 - w_n, ..., w_(n-1) - w_n, over all parameters, and the loss is computed at w_n + a d1 + b d2.
+w_0, ..., w_n over all parameters, and the loss is computed at w_n + a d1 + b d2. The paper has the rows w_0 - w_n, ...,
+w_(n-1) - w_n, of which principal components subtract the mean; its authors' program has w_n among them too, as here.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
