@@ -273,6 +273,7 @@ _NAMES = {
     "batch_size": "batch",
     "augment": "augmentation",
     "warmup": "warm-up epochs",
+    "test_time_flip": "flip at test time",
     "validation_size": "validation images",
     "dataset": "data",
 }

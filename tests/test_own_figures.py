@@ -123,7 +123,7 @@ def test_every_line_of_the_table_is_typed_in_a_test():
     """By this file: the lines here are the arguments of `typed`, and the one for pandas."""
     source = Path(__file__).read_text(encoding="utf-8")
     starts = {*re.findall(r'typed\(\s*"(python [^"]+)"', source), "pandas.concat"}
-    assert len(TYPED) == 29
+    assert len(TYPED) == 30
     assert set(TYPED) == {command for start in starts for command in lines_that_start(start)}
 
 
@@ -151,6 +151,7 @@ def test_each_switch_is_drawn_beside_the_default(tmp_path, synthetic_data):
     typed("python MyVGG.py --preset quick --schedule", tmp_path, synthetic_data)
     typed("python MyVGG.py --preset quick --warmup", tmp_path, synthetic_data)
     typed("python MyVGG.py --preset quick --augment", tmp_path, synthetic_data)
+    typed("python MyVGG.py --preset quick --test-time-flip", tmp_path, synthetic_data)
     typed("python MyVGG.py --preset quick --validation-size", tmp_path, synthetic_data, "--validation-size=20")
     drawn = plotted(tmp_path / "results")
     labels = {
@@ -163,6 +164,7 @@ def test_each_switch_is_drawn_beside_the_default(tmp_path, synthetic_data):
         "schedule": (["constant rate", "cosine schedule over 1 epoch"], "training loss (nats)"),
         "warmup": (["warm-up epochs 0", "warm-up epochs 1"], "training loss (nats)"),
         "augment": (["the report's augmentation", "flips and crops"], "training loss (nats)"),
+        "test_time_flip": (["no flip at test time", "flip at test time"], "training loss (nats)"),
         "validation_size": (["validation images 0", "validation images 20"], "training loss (nats)"),
     }
     held_out = {stem.split("-")[1]: figure.axes[0].get_ylabel() for stem, figure in drawn.figures.items()}
