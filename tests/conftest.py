@@ -14,6 +14,8 @@ from cifar_lab.training import device
 
 # Shells have background commands ignore it, and what they start inherits that: tests could interrupt nothing.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):  # ignored under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -597,7 +597,7 @@ def test_a_network_with_more_outputs_than_classes_is_evaluated(trained, tmp_path
     monkeypatch.setitem(NETWORKS, "vgg_a", replace(NETWORKS["vgg_a"], builder=five))
     (found,) = run(f"MyVGG.py {TINY} --dataset={root / 'three'}", root / "data", tmp_path).values()
     MyVGG.main([f"--evaluate={found}", f"--data-dir={root / 'data'}", "--device=cpu"])
-    names = re.findall(r"^  (\S+) +\S+%  of", capsys.readouterr().out, re.M)
+    names = re.findall(r"^  (\S+) +\S+  of", capsys.readouterr().out, re.M)
     assert names == ["blue", "green", "red", "3", "4"]
 
 

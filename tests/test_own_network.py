@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 (FILE,) = (block for block in BLOCKS if "\n@network" in block)
-TINY = "--train-size 8 --batch-size 4 --test-size 6 --checkpoint-seconds 0 --device cpu --results results --epochs"
+TINY = "--train-size 16 --batch-size 4 --test-size 6 --checkpoint-seconds 0 --device cpu --results results --epochs"
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,11 @@ def test_it_trains_at_each_learning_rate(project):
     assert [f.name[:10] for f in folders(project)] == ["adam-lr1e-", "adam-lr1e-"]
     for folder in folders(project):
         summary = json.loads((folder / "summary.json").read_text())
-        assert (summary["epochs"], summary["steps"]) == (1, 2)
+        assert (summary["epochs"], summary["steps"]) == (1, 4)
         assert summary["parameters"] == 11_173_962  # He et al.'s, with a 3x3 stem without bias and ten classes
         network = json.loads((folder / "config.json").read_text())["network"]
         assert (network["script"], network["label"], network["options"]) == ("MyResNet.py", "ResNet-18", {})
-        assert len((folder / "probes.csv").read_text().splitlines()) == 1 + 10
+        assert len((folder / "probes.csv").read_text().splitlines()) == 1 + 2 * 10
 
 
 def test_it_is_evaluated_and_has_a_surface(project, synthetic_data):
@@ -64,7 +64,7 @@ def test_it_is_evaluated_and_has_a_surface(project, synthetic_data):
 def test_it_has_curves_a_band_and_probes(project):
     done = run(project, "plot_results.py results")
     drawn = {path.stem for path in (project / "results/report/figures").glob("*.png")}
-    size = "batch4-train8-test6-probe2"
+    size = "batch4-train16-test6-probe2"
     stems = [f"{kind}-resnet18-adam-wd1e-4-{size}" for kind in ("overview-lr", "landscape")]
     assert {*stems, f"probes-adam-lr1e-2-wd1e-4-{size}"} <= drawn
     assert "2 runs" in done.stdout
