@@ -26,7 +26,7 @@ def test_a_fresh_clone_has_no_run_of_the_user():
     tracked = subprocess.run(["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     assert all(path.startswith("results/published/") for path in tracked)
     runs = [path for path in tracked if path.endswith("config.json")]
-    assert len(runs) == 66  # thirteen at the report preset, 51 at laptop, two at the paper's
+    assert len(runs) == 117  # thirteen at the report preset, 51 each at laptop and quick, two at the paper's
 
 
 @pytest.mark.parametrize("results", ["results/published", "results/published/sub", "./results/report/../published", ""])
