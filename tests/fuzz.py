@@ -445,12 +445,19 @@ def start_server() -> None:
     trainings.server()
 
 
+LOST = 255  # what multiprocessing says where its fork server lost a program's exit status: the item is tried again
+
+
 def guarded(part: str, attempt: Callable[..., Item], number: int, **named: Path) -> Item:
     """What an item gives; what it leaves and cannot even be read is wrong too."""
-    try:
-        return attempt(number, **named)
-    except Exception:
-        return Item(part, number, 1, [("other", traceback.format_exc()[-2000:])])
+    for _ in range(3):
+        try:
+            item = attempt(number, **named)
+        except Exception:
+            return Item(part, number, 1, [("other", traceback.format_exc()[-2000:])])
+        if not any(text.startswith(f"status {LOST}: ") for _, text in item.wrong):
+            break
+    return item
 
 
 class Bench:
