@@ -401,7 +401,7 @@ def test_two_runs_that_differ_in_any_setting_are_compared(tmp_path, setting):
     assert shown == accuracies
     words = {"optimizer": "Adam", "batch_size": "batch", "augment": "augmentation", "activation": "GELU",
              "loss": "hinge", "schedule": "cosine", "warmup": "warm-up", "schedule_epochs": "epochs",
-             "validation_size": "validation images"}  # fmt: skip
+             "validation_size": "validation images", "test_time_flip": "flip at test time"}  # fmt: skip
     words["dataset"] = "data"
     assert any(words.get(setting, setting.replace("_", " ")) in label for label in labels)
 
