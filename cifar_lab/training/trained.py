@@ -61,14 +61,15 @@ def use(settings: Settings) -> None:
         inputs = inputs_of(state)
     except DataError as error:
         raise DataError(f"{folder}: {error}") from None
-    device = choose(settings, config.precision if config.device == "cpu" else None)
     failed = False
     if settings.export:
         print(f"{settings.export}: {export.export(Path(settings.export), network, state) / 1e6:.1f} MB")
-    if settings.predict:
-        failed = _predict(settings, classify(paths, network, state, device))
-    elif not settings.export:
-        failed = _evaluate(settings, content, device, network, state, inputs)
+    if settings.predict or not settings.export:
+        device = choose(settings, config.precision if config.device == "cpu" else None)
+        if settings.predict:
+            failed = _predict(settings, classify(paths, network, state, device))
+        else:
+            failed = _evaluate(settings, content, device, network, state, inputs)
     if failed:
         sys.exit(1)
 
