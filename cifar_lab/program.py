@@ -23,6 +23,9 @@ STOP_SIGNALS = tuple(
     if hasattr(signal, word)
 )
 
+# Exit statuses besides 0 and, for a signal, 128 and its number; those above 2 as sysexits.h has them.
+OTHER, BAD_INPUT, OUT_OF_MEMORY, DISK, BUSY = 1, 2, 71, 74, 75
+
 
 @contextlib.contextmanager
 def handling(handler: Callable, numbers: Sequence[int] = STOP_SIGNALS) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Runs a preset's list of commands, one after the other, then draws its figures.
+"""Runs a preset's list of commands, one for each seed, then draws its figures.
 
     python -m cifar_lab.reproduce quick --seed 0 1 2
     python -m cifar_lab.reproduce report --seconds 1500      # stops cleanly in time; the same command continues
@@ -11,87 +11,52 @@ will, also on another machine to which the results folder was moved. A command t
 there by then is drawn all the same.
 """
 
+import importlib
 import itertools
-import runpy
-import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from cifar_lab.experiments import experiments, experiments_of, folder_of
+from cifar_lab.experiments import experiments_of
+from cifar_lab.jobs.here import in_this_process
+from cifar_lab.jobs.task import Task, complete, startable, task_of, tasks, without_weights
 from cifar_lab.measures.statistics import FEWEST_SEEDS, MOST_SEEDS
 from cifar_lab.program import STOP_SIGNALS, handling
 from cifar_lab.program import run as run_program
 from cifar_lab.project import RESULTS, ROOT, command
 from cifar_lab.report.claims import CLAIMS, Claim
-from cifar_lab.report.screening import Design
+from cifar_lab.report.screening import Design, On
 from cifar_lab.report.verdicts import Verdict, open_claims
-from cifar_lab.run_folder.checkpoint import NEWEST
 from cifar_lab.run_folder.reader import own_runs
-from cifar_lab.run_folder.schema import RunFileError, read_summary, trained_to
 from cifar_lab.settings import ALL_PRESETS, LARGEST_SEED, PAPER_PRESETS, Parser, choice, integer, path, real
 
-# The surfaces that are drawn side by side at the end of a preset: runs, points per side, images.
-SURFACE_RUNS = ("vgg_a_lr0.001", "vgg_a_bn_lr0.001")
 INTERRUPTED, STOPPED, *LATER = (128 + number for number in STOP_SIGNALS)  # exit statuses of a stopped script
-SURFACES = {"quick": ("11", "512"), "laptop": ("25", "512"), "report": ("25", "2000")}
-Stage = tuple[str, list[str]]  # what is said before, and commands
+# By what --on has: the module whose `run(tasks, options)` runs tasks there and returns an exit status; imported only
+# where it is used, as it may need packages that are not installed.
+PLACES = {"here": "cifar_lab.jobs.here"}
+Stage = tuple[str, list[Task]]  # what is said before, and tasks
 
 
-def commands(preset: str, seeds: tuple[int, ...], results: str) -> list[str]:
-    """Everything that the preset's report needs, as a user would type it."""
-    training = [e.command(preset, seeds, results) for e in experiments(preset)]
-    if preset not in SURFACES:
-        return training
-    points, images = SURFACES[preset]
-    folders = surface_folders(preset, seeds, results)
-    return [*training, command("landscape.py", "surface", *folders, "--points", points, "--images", images)]
+def left(tasks: Iterable[Task]) -> list[Task]:
+    """Those that are not complete, and for which everything is there."""
+    todo = [task for task in tasks if not complete(task)]
+    for task in todo:
+        if missing := without_weights(task):
+            print(f"left out: {missing} is complete, but its checkpoint is not here", flush=True)
+    return [task for task in todo if not without_weights(task)]
 
 
-def surface_folders(preset: str, seeds: tuple[int, ...], results: str) -> list[Path]:
-    """The runs around which the preset's surfaces are computed."""
-    return [folder_of(run, results, preset, seeds[0]) for run in SURFACE_RUNS]
-
-
-def without_weights(preset: str, seeds: tuple[int, ...], results: str) -> list[Path]:
-    """Those of them that are complete and have no checkpoint: logs that were copied from elsewhere."""
-    return [
-        folder
-        for folder in surface_folders(preset, seeds, results)
-        if (folder / "summary.json").exists() and not (folder / NEWEST).exists()
-    ]
-
-
-def run_all(stages: Iterable[Stage], without: Callable[[], list[Path]]) -> int:
-    """Runs the commands of each stage; returns the exit status of the first that fails, else 0.
-
-    without: the runs that have no weights for a surface.
-    """
+def run_all(stages: Iterable[Stage], run: Callable[[Sequence[Task]], int]) -> int:
+    """Runs the tasks of each stage; returns the first exit status that is not 0, else 0."""
     for said, listed in stages:
         if said:
             print(said, flush=True)
-        for number, line in enumerate(listed, start=1):
-            print(f"[{number}/{len(listed)}] {line}", flush=True)
-            if " surface " in line and (missing := without()):
-                print(f"left out: {missing[0]} is complete, but its checkpoint is not here", flush=True)
-            elif status := run(line):
-                return status
-    return 0
-
-
-def run(line: str) -> int:
-    """Runs one command as a shell would, but in this process, which has loaded PyTorch. Returns its exit status."""
-    _, script, *arguments = shlex.split(line)
-    before, sys.argv = sys.argv, [script, *arguments]
-    try:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    finally:
-        sys.argv = before
+        if (todo := left(listed)) and (status := run(todo)):
+            return status
     return 0
 
 
@@ -103,12 +68,8 @@ def until_decided(preset: str, seeds: Sequence[int], results: str) -> Iterator[S
     for seed in seeds:
         left = open_claims(results, preset)
         names = {name for verdict in left for name in verdict.claim.runs}
-        listed = [
-            e.command(preset, (seed,), results)
-            for e in experiments_of(names, preset)
-            if not all(_trained(folder_of(name, results, preset, seed), e.epochs_at(preset)) for name in e.names)
-        ]
-        if listed:
+        listed = [task_of(e, preset, seed, results) for e in experiments_of(names, preset)]
+        if listed := [task for task in listed if not complete(task)]:
             yield f"seed {seed}, for the open claims: {_outcomes(left)}", listed
     if left := open_claims(results, preset):
         yield f"{len(seeds)} seeds are trained; open claims: {_outcomes(left)}", []
@@ -120,19 +81,11 @@ def _outcomes(verdicts: Sequence[Verdict]) -> str:
     return "; ".join(f"{verdict.claim.id}: {verdict.outcome}" for verdict in verdicts)
 
 
-def _trained(folder: Path, epochs: int) -> bool:
-    """Whether nothing is left to train in a run folder; of one that cannot be read, the script will say why."""
-    try:
-        return trained_to(read_summary(folder / "summary.json"), epochs)
-    except RunFileError:
-        return False
-
-
 def screening_design(claim: Claim, preset: str, seeds: Sequence[int], results: str) -> Iterator[Stage]:
     """The rows of a claim's design over the switches, then each switch alone that the design says flips the sign."""
     design = Design(claim, own_runs(results, preset), preset)
     names = ", ".join(switch.name for switch in design.switches)
-    if listed := design.commands(design.rows, seeds, results):
+    if listed := _tasks(design, design.rows, seeds, results):
         yield f"{claim.id}: a 12-run design over {len(design.switches)} switches ({names})", listed
     design = Design(claim, own_runs(results, preset), preset)
     screening = design.screen()
@@ -140,9 +93,15 @@ def screening_design(claim: Claim, preset: str, seeds: Sequence[int], results: s
         yield f"{claim.id}: no effects, as in no seed every row has a finite value", []
         return
     flips = [effect.switch for effect in screening.effects if effect.flips]
-    if listed := design.commands([(switch,) for switch in flips], screening.seeds, results):
+    if listed := _tasks(design, [(switch,) for switch in flips], screening.seeds, results):
         yield f"{claim.id}: what flips the sign, alone: {', '.join(switch.name for switch in flips)}", listed
     yield f"{claim.id}: the design is complete", []
+
+
+def _tasks(design: Design, rows: Collection[On], seeds: Sequence[int], results: str) -> list[Task]:
+    """Those that train what rows of a design lack; a command that several rows share is one."""
+    lacking = design.lacking(rows, seeds)
+    return list(dict.fromkeys(task_of(experiment, design.preset, seed, results) for experiment, seed in lacking))
 
 
 def main(argv: list[str]) -> int:
@@ -157,8 +116,9 @@ def main(argv: list[str]) -> int:
     add("--max-seeds", type=integer(FEWEST_SEEDS, MOST_SEEDS), help=f"of --until-decided, at most ({MOST_SEEDS})")
     add("--switches", type=choice(*ids), metavar="CLAIM", help=f"train a screening design of a claim: {', '.join(ids)}")
     add("--results", type=path, default=RESULTS, help="folder that run folders are written to (results)")
+    add("--on", type=choice(*PLACES), default="here", help=f"where it runs: {', '.join(PLACES)} (here)")
     add("--seconds", type=real(0, 1e9, above=True), help="stop cleanly after this long (never)")
-    add("--list", action="store_true", help="print the commands that would be run next instead of running them")
+    add("--list", action="store_true", help="print the commands that could be run now instead of running them")
     args = parser.parse_args(argv)
     if (args.until_decided or args.switches) and args.preset in PAPER_PRESETS:
         parser.error(f"{args.preset} has no claims")
@@ -172,7 +132,7 @@ def main(argv: list[str]) -> int:
     if args.until_decided and len(args.seed) > most:
         parser.error(f"--seed: {len(args.seed)} seeds, which is more than --max-seeds {most}")
     chosen = args.preset, tuple(args.seed), args.results
-    stages: Iterator[Stage] = iter([("", commands(*chosen))])
+    stages: Iterator[Stage] = iter([("", tasks(*chosen))])
     if args.until_decided:
         further = (seed for seed in itertools.count() if seed not in args.seed)
         seeds = [*args.seed, *itertools.islice(further, most - len(args.seed))]
@@ -181,8 +141,10 @@ def main(argv: list[str]) -> int:
         stages = screening_design(CLAIMS[ids.index(args.switches)], *chosen)
     if args.list:
         said, listed = next(stages)
-        print(*(listed or [said]), sep="\n")
+        listed = [task.command for task in startable([task for task in listed if not complete(task)])]
+        print(*(listed or [said or "everything is trained"]), sep="\n")
         return 0
+    place = importlib.import_module(PLACES[args.on])
     sys.path.insert(0, str(ROOT))
     alarm = threading.Timer(args.seconds or 0, signal.raise_signal, [signal.SIGTERM])
     alarm.daemon = True
@@ -192,7 +154,7 @@ def main(argv: list[str]) -> int:
     # A script in training takes them as the wish to save and stop; between two of them they end the list.
     with handling(lambda number, _: sys.exit(128 + number), STOP_SIGNALS[1:]):
         try:
-            status = run_all(stages, lambda: without_weights(*chosen))
+            status = run_all(stages, partial(place.run, options=args))
         except SystemExit as end:
             status = end.code
     alarm.cancel()
@@ -202,7 +164,7 @@ def main(argv: list[str]) -> int:
     how = f"ended with status {status}" if status else "all commands done"
     how = "stopped" if status in (STOPPED, *LATER) else how
     print(f"{how} after {minutes:.1f} min", flush=True)
-    plotted = run(command("plot_results.py", Path(args.results), "--preset", args.preset))
+    plotted = in_this_process(command("plot_results.py", Path(args.results), "--preset", args.preset))
     in_time = status == STOPPED and args.seconds is not None  # as asked for
     return plotted if in_time else status or plotted
 

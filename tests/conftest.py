@@ -46,9 +46,11 @@ def trainer(monkeypatch):
     from pretended import Trainer
 
     from cifar_lab import reproduce
+    from cifar_lab.jobs import here
 
     trainer = Trainer()
-    monkeypatch.setattr(reproduce, "run", trainer.run)
+    for module in (here, reproduce):
+        monkeypatch.setattr(module, "in_this_process", trainer.run)
     return trainer
 
 

@@ -19,7 +19,7 @@ SCRIPTS = {
 
 
 class Trainer:
-    """In place of `reproduce.run`. Other commands than trainings are only noted."""
+    """In place of `here.in_this_process`. Other commands than trainings are only noted."""
 
     def __init__(self) -> None:
         self.commands: list[str] = []

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     "interrupt", "escape", "program", "openmp", "project", "start", "activations", "losses", "optimizers", "schedules",
     "settings", "networks", "width",
-    "experiments", "switches", "run_folder", "data", "measures", "figures", "report", "training", "reproduce",
+    "experiments", "switches", "run_folder", "data", "measures", "figures", "report", "training", "jobs", "reproduce",
 )  # fmt: skip
 # What may be imported in a function: PyTorch, matplotlib, pillow, what need not be installed, and modules of ours that
 # need one of them.

@@ -10,8 +10,8 @@ import landscape
 import MyFramework
 import MyVGG
 import plot_results
-from cifar_lab import reproduce
 from cifar_lab.experiments import EXPERIMENTS, PAPER_EXPERIMENTS, config_of
+from cifar_lab.jobs.task import tasks
 from cifar_lab.settings import PAPER_PRESETS, Settings
 from cifar_lab.training import script
 
@@ -74,7 +74,7 @@ def test_the_list_of_commands_trains_the_runs_that_the_table_names(preset):
         settings = parsed(experiment.command(preset, (3,)))
         assert settings.runs(3) == [config_of(run, preset, 3) for run in experiment.names]
         assert settings.epochs == (experiment.epochs if preset == "report" else settings.epochs)
-    assert len(reproduce.commands(preset, (0,), "results")) >= len(listed)
+    assert len(tasks(preset, (0,), "results")) >= len(listed)
 
 
 def test_the_users_commands_are_the_reports_figures():

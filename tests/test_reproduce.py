@@ -4,6 +4,7 @@ import pytest
 from made_up import write_run
 
 from cifar_lab import reproduce
+from cifar_lab.jobs import here, task
 from cifar_lab.report.claims import CLAIMS
 from cifar_lab.report.verdicts import judge_all
 from cifar_lab.run_folder.reader import find_run_folders, own_runs
@@ -23,7 +24,8 @@ class Ran(list):
 @pytest.fixture
 def ran(monkeypatch):
     ran = Ran()
-    monkeypatch.setattr(reproduce, "run", ran.run)
+    for module in (here, reproduce):
+        monkeypatch.setattr(module, "in_this_process", ran.run)
     return ran
 
 
@@ -31,9 +33,10 @@ def test_everything_is_trained_then_drawn(ran, tmp_path, capsys):
     words = ["quick", "--seed", "0", "1", "--results", str(tmp_path)]
     assert reproduce.main([*words, "--list"]) == 0 and ran == []
     listed = capsys.readouterr().out.splitlines()
-    assert len(listed) == 10  # test_settings.py has them in full
+    assert len(listed) == 18  # test_settings.py has them in full
     assert reproduce.main(words) == 0
-    assert ran[:-1] == listed
+    assert ran[:-2] == listed
+    assert ran[-2].startswith("python landscape.py surface ")  # the list has it when the runs are there
     assert ran[-1] == f"python plot_results.py {tmp_path} --preset quick"
     assert "all commands done" in capsys.readouterr().out
 
@@ -59,7 +62,7 @@ def test_stopped_in_time_is_no_failure(ran, tmp_path, seconds, status):
 
 
 def test_surfaces_of_runs_that_came_without_weights_are_left_out(ran, tmp_path, capsys):
-    for name in reproduce.SURFACE_RUNS:
+    for name in task.SURFACE_RUNS:
         folder = write_run(tmp_path, name, "report")
         (folder / "checkpoint.pt").touch()
     assert reproduce.main(["report", "--results", str(tmp_path)]) == 0

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cifar_lab import project
-from cifar_lab.experiments import at_preset
+from cifar_lab.experiments import Experiment, at_preset
 from cifar_lab.measures.screening import main_effects, plackett_burman
 from cifar_lab.measures.statistics import which_side
 from cifar_lab.report.claims import CLAIMS, Claim, Measure
@@ -113,14 +113,15 @@ class Design:
             run = run if run and run.config.precision == config.precision else None
         return run
 
-    def commands(self, rows: Collection[On], seeds: Sequence[int], results: str | Path) -> list[str]:
-        """Those that train what these rows lack."""
-        left = {on: tuple(seed for seed in seeds if self.runs(on, seed) is None) for on in rows}
-        return list(dict.fromkeys(
-            experiment.command(self.preset, of_row, results)
-            for on, of_row in left.items() if of_row
+    def lacking(self, rows: Collection[On], seeds: Sequence[int]) -> list[tuple[Experiment, int]]:
+        """The experiments that rows lack, row after row, each with a seed."""
+        return [
+            (experiment, seed)
+            for on in rows
+            for seed in seeds
+            if self.runs(on, seed) is None
             for experiment in switched(self.claim.runs, on, self.preset)
-        ))  # fmt: skip
+        ]
 
     @cached_property
     def complete(self) -> dict[int, list[dict[str, Run]]]:
