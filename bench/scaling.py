@@ -1,5 +1,5 @@
-"""How cost grows: epoch time with the number of images, memory over epochs, plotting time with the logs' length, and
-the time until a script starts to train.
+"""How cost grows: epoch time with the number of images, memory over epochs, plotting time with the logs' length,
+listing and plotting time with the number of seeds, and the time until a script starts to train.
 
     python -m bench.scaling
     python -m bench.scaling --parts epochs memory --width 0.25
@@ -9,24 +9,27 @@ Each part is a process of its own. Results are written to bench/results/<device>
 
 import json
 import shlex
+import shutil
 import sys
 import tempfile
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 import MyVGG
 from bench import ours, output, program, timing
-from cifar_lab.experiments import EXPERIMENTS, Experiment
+from cifar_lab.experiments import EXPERIMENTS, Experiment, experiments_of
 from cifar_lab.program import run
-from cifar_lab.run_folder.reader import read_run
+from cifar_lab.run_folder.reader import find_run_folders, read_run
 from cifar_lab.settings import Settings, choice, integer, real
 from cifar_lab.training.device import Device
 from cifar_lab.training.script import description_of, recorders
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
 LIMIT = 3600.0  # seconds for a part
+OF_SEEDS = ("vgg_a_lr0.001", "vgg_a_bn_lr0.001", "inception_res")  # in `experiments.RUNS`, one of each of 3 commands
 
 
 def _settings(args: Namespace, images: int, epochs: int) -> Settings:
@@ -67,12 +70,17 @@ def memory(args: Namespace) -> dict:
     return {"images": images, "rows": rows}
 
 
-def _seconds(words: list[str]) -> float:
-    """The time of a command, the interpreter's start included."""
+def _ended(words: list[str]) -> dict:
+    """How a command ended, as `program.run` has it. Raises RuntimeError if it failed."""
     ended = program.run(words, LIMIT)
     if ended["status"]:
         raise RuntimeError(f"{words[0]}: exit status {ended['status']}: {' / '.join(ended['last_lines'][-6:])}")
-    return ended["seconds"]
+    return ended
+
+
+def _seconds(words: list[str]) -> float:
+    """The time of a command, the interpreter's start included."""
+    return _ended(words)["seconds"]
 
 
 def plots(args: Namespace) -> dict:
@@ -85,9 +93,47 @@ def plots(args: Namespace) -> dict:
     return {"rows": rows}
 
 
-def write_logs(experiment: Experiment, results: str, epochs: int) -> int:
+def seeds(args: Namespace) -> dict:
+    """Time and memory of listing what is left of a preset, and of plot_results.py, on made-up runs of many seeds."""
+    rows, preset = [], "quick"
+    for count in args.seed_counts:
+        with tempfile.TemporaryDirectory() as results:
+            for experiment in experiments_of(OF_SEEDS, preset):
+                write_logs(experiment, results, experiment.epochs_at(preset), preset)
+            for folder in find_run_folders(results, preset):
+                for seed in range(1, count):
+                    copy_for_seed(folder, seed)
+            every = map(str, range(count))
+            listing = ["-m", "cifar_lab.reproduce", preset, "--list", "--results", results, "--seed", *every]
+            row = {"seeds": count, "runs": len(OF_SEEDS) * count}
+            for name, words in (("list", listing), ("plot", ["plot_results.py", results])):
+                row[f"{name}_seconds"], row[f"{name}_bytes"] = _measured(words)
+            rows.append(row)
+    return {"rows": rows}
+
+
+def _measured(words: list[str]) -> tuple[float, int]:
+    """Seconds and peak resident set, in bytes, of a command, the interpreter's start included."""
+    code = (
+        "import resource, subprocess, sys; status = subprocess.call([sys.executable, *sys.argv[1:]]); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(status)"
+    )
+    ended = _ended(["-c", code, *words])
+    return ended["seconds"], int(ended["last_lines"][-1]) * (1 if sys.platform == "darwin" else 1024)
+
+
+def copy_for_seed(folder: Path, seed: int) -> None:
+    """Copies the folder of a run with seed 0 for another seed; a recorder would wait for the disk at each file."""
+    other = folder.with_name(folder.name.replace("-seed0", f"-seed{seed}"))
+    shutil.copytree(folder, other)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["settings"]["seed"] = seed
+    (other / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def write_logs(experiment: Experiment, results: str, epochs: int, preset: str = "report") -> int:
     """Writes run folders of an experiment's runs, as training leaves them, with falling losses; returns their steps."""
-    _, settings = ours.parse(shlex.split(experiment.command(results=results))[1:])
+    _, settings = ours.parse(shlex.split(experiment.command(preset, results=results))[1:])
     opened = recorders(settings, description_of(settings), 0, Device(torch.device("cpu"), "fp32", "fp32", 1))
     steps = epochs * (settings.train_size // settings.batch_size)
     noise = np.random.default_rng(0)
@@ -111,7 +157,7 @@ def start(args: Namespace) -> dict:
     return {"data": not args.made_up_data, "seconds": timing.spread(seconds)}
 
 
-PARTS = {"epochs": epoch_times, "memory": memory, "plots": plots, "start": start}
+PARTS = {"epochs": epoch_times, "memory": memory, "plots": plots, "seeds": seeds, "start": start}
 
 # --- All of it -------------------------------------------------------------------------------------------------------
 
@@ -142,6 +188,18 @@ def markdown(about: dict, measured: dict[str, dict]) -> str:
             text.append("\n## Plotting time against the length of the logs\n\n`plot_results.py` on made-up logs of all "
                         "17 runs of the report.\n\n")  # fmt: skip
             text.append(output.markdown_table(["epochs per run, at most", "logged steps, all runs", "s"], rows))
+        elif part == "seeds":
+            rows = [
+                [f"{r['seeds']:,}", f"{r['runs']:,}",
+                 *(f"{r[f'{name}_{what}'] / unit:{form}}" for name in ("list", "plot")
+                   for what, unit, form in (("seconds", 1, ".1f"), ("bytes", 2**20, ",.0f")))]
+                for r in m["rows"]
+            ]  # fmt: skip
+            text.append("\n## Listing and plotting against the number of seeds\n\n`python -m cifar_lab.reproduce quick "
+                        "--list` for all seeds, and `plot_results.py`, on made-up finished runs of three commands, one "
+                        "of each for a seed.\n\n")  # fmt: skip
+            columns = ["seeds", "runs", "list, s", "list, peak MiB", "plot, s", "plot, peak MiB"]
+            text.append(output.markdown_table(columns, rows))
         else:
             what = "imports and the data, loaded and verified" if m["data"] else "imports alone"
             time = output.shown(m["seconds"], ".1f")
@@ -158,6 +216,7 @@ def main(argv: list[str]) -> int:
     add("--epochs", type=integer(1, 100), help="epochs of each number of images (1; on CUDA 5)")
     add("--memory-epochs", type=integer(2, 1000), default=10, help="epochs over which memory is watched (10)")
     add("--plot-epochs", nargs="+", type=integer(1, 300), default=[25, 50, 100, 200, 300], help="(25 50 100 200 300)")
+    add("--seed-counts", nargs="+", type=integer(1, 100_000), default=[20, 200, 2_000], help="(20 200 2000)")
     add("--worker", action="store_true", help="one part, in this process, JSON on standard output")
     args = parser.parse_args(argv)
     if args.worker:

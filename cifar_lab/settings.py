@@ -10,8 +10,8 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
@@ -292,6 +292,24 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+MOST_LISTED = 10  # of seeds, or of runs, that a line names one by one
+
+
+def seeds_in_words(seeds: Iterable[int]) -> str:
+    """Seeds in order: each of them, or if they are more than ten the first and the last: `0 to 1999`."""
+    ordered = sorted(seeds)
+    if len(ordered) <= MOST_LISTED:
+        return " ".join(map(str, ordered))
+    consecutive = ordered[-1] - ordered[0] == len(ordered) - 1
+    return f"{ordered[0]} to {ordered[-1]}" + ("" if consecutive else f" ({len(ordered):,} of them)")
+
+
+def first_of(texts: Sequence[str]) -> list[str]:
+    """The first ten of what would be said of each run, and how many more there are."""
+    left = len(texts) - MOST_LISTED
+    return [*texts[:MOST_LISTED], *([f"and {left:,} more"] if left > 0 else [])]
+
+
 def words(setting: str, value: Any) -> str:
     """A setting with its value: `learning rate 1e-3`, `no augmentation`."""
     name = name_of(setting)
@@ -318,11 +336,11 @@ def run_name(config: RunConfig, preset: str, usual_precision: str | None = None)
     usual_precision: what `--precision auto` gave on the machine; the name leaves it out. An option of the network is
     called by the last word of its name: residual_scale by `scale`.
     """
-    own = asdict(RunConfig(config.model, **preset_defaults(preset)))
+    own = dict(vars(RunConfig(config.model, **preset_defaults(preset))))
     if "auto" not in (config.device, config.precision):
         own["precision"] = usual_precision or AUTO_PRECISION.get(config.device, "fp32")
     parts = [config.optimizer, f"lr{number(config.lr)}", f"wd{number(config.weight_decay)}", f"seed{config.seed}"]
-    values = asdict(config) | {"augment": "noaugment" if config.augment == "none" else config.augment}
+    values = vars(config) | {"augment": "noaugment" if config.augment == "none" else config.augment}
     named = [(short, values[key]) for key, short in SHORT.items() if getattr(config, key) not in (own[key], None)]
     named += [(name.split("_")[-1], value) for name, value in sorted(config.options.items())]
     for short, value in named:

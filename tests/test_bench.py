@@ -1,6 +1,7 @@
 """The benchmarks' pieces run and write their tables. Nothing here looks at how long anything takes."""
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -167,6 +168,15 @@ def test_made_up_logs_are_those_of_every_run_of_the_report(tmp_path):
     assert errors == [] and len(runs) == 17
     assert len(report_runs(runs, "report")) == 17
     assert all(run.complete and run.epochs_done == 2 and len(run.losses) == 1000 for run in runs)
+
+
+def test_made_up_runs_of_seeds_are_listed_and_drawn():
+    args = Namespace(seed_counts=[2, 3])
+    measured = {"seeds": scaling.seeds(args)}
+    rows = measured["seeds"]["rows"]
+    assert [(row["seeds"], row["runs"]) for row in rows] == [(2, 6), (3, 9)]
+    assert all(row[f"{name}_bytes"] > 2**26 and row[f"{name}_seconds"] > 0 for row in rows for name in ("list", "plot"))
+    assert "| 3 | 9 |" in scaling.markdown(ABOUT | {"width": 0.03}, measured)
 
 
 def test_coordinates(monkeypatch, tmp_path, capsys):

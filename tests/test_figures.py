@@ -433,11 +433,8 @@ def test_several_seeds_are_thin_lines_and_a_bold_mean(seeds, stem):
         for run, colour, of, averaged in drawn:
             values = {seed: column(seeds.results / "report" / f"{run}{seed}", quantity) for seed in of}
             expected = [(range(1, len(v) + 1), v) for v in values.values()]
-            diverged = [
-                ([len(values[seed])], values[seed][-1:])
-                for seed in of
-                if (run, seed) in {(INCEPTIONS[0], 4), (PLAIN[0], 0), (PLAIN[0], 2)}
-            ]
+            ended = [values[seed] for seed in of if (run, seed) in {(INCEPTIONS[0], 4), (PLAIN[0], 0), (PLAIN[0], 2)}]
+            diverged = [([len(v) for v in ended], [v[-1] for v in ended])] if ended else []
             assert lines(axes, colour, "x") == diverged
             if averaged:
                 shortest = min(len(values[seed]) for seed in averaged)
@@ -1096,3 +1093,24 @@ def test_the_confusion_matrix_has_a_row_for_each_true_class_and_a_column_for_eac
     (image,) = axes.images
     np.testing.assert_allclose(image.get_array(), 100 * counts / counts.sum(1, keepdims=True), rtol=1e-12)
     assert image.get_clim() == (0, 100)
+
+
+def test_many_seeds_are_a_band_where_90_percent_of_them_lie_and_a_bold_mean(tmp_path):
+    """21 seeds that are 0 to 20 points above a line, and one that diverged; residual Inception's are all diverged."""
+    line = [10.0, 30.0, 40.0]
+    for seed in range(21):
+        accuracy = [value + seed for value in line]
+        write_run(tmp_path, "inception", "quick", seed=seed, epochs=3, test_accuracy=accuracy)
+        write_run(tmp_path, "inception_res", "quick", seed=seed, epochs=3, test_accuracy=accuracy, diverged_at_step=150)
+    write_run(tmp_path, "inception", "quick", seed=30, epochs=3, test_accuracy=[50, 60, 70], diverged_at_step=201)
+    figures = plotted(tmp_path).figures
+    (axes,) = figures["figure_01"].axes
+    (band,) = axes.collections
+    edges = sorted({(x, round(y, 6)) for x, y in band.get_paths()[0].vertices.tolist()})
+    assert edges == [(x + 1, value + above) for x, value in enumerate(line) for above in (1, 19)]
+    assert lines(axes, INCEPTION[1]) == [([2], [60]), ([1, 2, 3], [20, 40, 50])]
+    assert [label for label, _ in legend(figures["figure_01"])] == ["Inception v1 (n = 21)"]
+    assert one_line(texts(figures["figure_01"])[-1]).endswith("mean over n seeds, shaded: where 90% of the seeds lie")
+    (axes,) = figures["figure_04"].axes
+    assert [(len(x), y[0]) for x, y in lines(axes, RESIDUAL[1])] == [(1, 10), (21, 10)] and not axes.collections
+    assert "and 11 more" in " ".join(texts(figures["figure_04"]))

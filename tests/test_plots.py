@@ -12,9 +12,11 @@ import pytest
 from made_up import write_run
 
 import plot_results
+from cifar_lab import settings
 from cifar_lab.experiments import config_of
 from cifar_lab.figures import curves
 from cifar_lab.figures.style import Look
+from cifar_lab.run_folder import files
 from cifar_lab.run_folder.reader import read_run
 
 ROOT = Path(plot_results.__file__).parent
@@ -313,3 +315,38 @@ def test_a_place_that_cannot_be_written_to(tmp_path, capsys):
         plot_results.main([str(tmp_path)])
     assert stop.value.code == 1
     assert capsys.readouterr().err == f"plot_results.py: {tmp_path / 'quick' / 'figures'}: File exists\n"
+
+
+def counted(patch, owner, name):
+    """Replaces a function by one that also notes its first argument; returns the notes."""
+    function, notes = getattr(owner, name), []
+    patch.setattr(owner, name, lambda first, *more, **named: (notes.append(first), function(first, *more, **named))[1])
+    return notes
+
+
+def test_work_grows_no_faster_than_the_number_of_seeds(tmp_path, monkeypatch, capsys):
+    """Every file is opened once, and the names of folders are worked out as often for each further seed."""
+    names = ("vgg_a_lr0.001", "vgg_a_bn_lr0.001", "inception_res")
+    opened, named, more = counted(monkeypatch, files, "open_regular"), counted(monkeypatch, settings, "run_name"), []
+    for seeds in (2, 4, 8):
+        for name in names:
+            for seed in range(seeds):
+                write_run(tmp_path / str(seeds), name, seed=seed)
+        opened.clear(), named.clear()
+        assert plot_results.main([str(tmp_path / str(seeds))]) == 0
+        logs = [path for path in opened if path.name in ("config.json", "summary.json", "epochs.csv", "steps.csv")]
+        assert len(logs) == len(set(logs)) == 4 * len(names) * seeds
+        more.append(len(named))
+    assert more[2] - more[1] == 2 * (more[1] - more[0]) <= 4 * 4 * len(names)
+
+
+def test_thousands_of_seeds_are_named_by_the_first_and_the_last(tmp_path, capsys):
+    for seed in range(12):
+        write_run(tmp_path, "inception", seed=seed)
+    for seed in (*range(11), 40):
+        write_run(tmp_path, "inception_res", seed=seed, complete=seed < 5)
+    assert plot_results.main([str(tmp_path)]) == 0
+    printed = text_of(tmp_path / "quick" / "figures" / "figure_01.svg")
+    assert "seed 0 to 11," in printed
+    assert "seed 0 to 40 (12 of them)," in text_of(tmp_path / "quick" / "figures" / "figure_04.svg")
+    assert "--preset quick --seed 0 1 2 3 4 5 6 7 8 9 --results" in capsys.readouterr().out

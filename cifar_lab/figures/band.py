@@ -14,6 +14,8 @@ from cifar_lab.experiments import BN_BAND, PLAIN_BAND, command_for
 from cifar_lab.figures import sets
 from cifar_lab.figures.sets import Rates
 from cifar_lab.figures.style import (
+    MOST_LINES,
+    OF_SEEDS,
     OTHER_COLOURS,
     Figures,
     Look,
@@ -30,6 +32,7 @@ from cifar_lab.figures.style import (
     seeds_text,
     set_limits,
     setting_text,
+    shade,
     small_print,
     wrapped,
 )  # fmt: skip
@@ -303,7 +306,9 @@ def _draw_ratio(figures: Figures, stem: Path, looks: Sequence[Look], bands: Sequ
         of_seeds = (np.pad(ratio, (0, max(0, steps - len(ratio))), mode="edge") for ratio in curves[noise])
         each = np.stack([ratio[begin - 1 : steps] for ratio in of_seeds])
         look = {"color": colour, "linestyle": style, "rasterized": steps > DENSE}
-        for ratio in each if len(each) > 1 else ():
+        if len(each) > MOST_LINES:
+            shade(axes, step, each, colour)
+        for ratio in each if 1 < len(each) <= MOST_LINES else ():
             axes.plot(step, ratio, linewidth=0.5, alpha=0.6, **look)
         mean = geometric_mean(each)
         label = "raw losses" if noise else f"losses averaged over {window} steps"
@@ -320,7 +325,7 @@ def _draw_ratio(figures: Figures, stem: Path, looks: Sequence[Look], bands: Sequ
         axes.axvspan(DECIDING_STEPS, steps, color="0.9", zorder=0, label="enough steps to decide the claim")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=1, borderaxespad=0.2, fontsize=8)
     heading(figure, f"Ratio of the widths of two learning-rate bands:\n{compares}")
-    several = "; bold: geometric mean, thin: each seed" if len(bands[0]) > 1 else ""
+    several = f"; bold: geometric mean, {OF_SEEDS[len(bands[0]) > MOST_LINES]}" if len(bands[0]) > 1 else ""
     undecided = f"; the claim needs {DECIDING_STEPS:,} steps" if of_claim and steps < DECIDING_STEPS else ""
     notes = [
         setting_text(every),

@@ -12,6 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from cifar_lab.experiments import EXPERIMENTS, command_for
 from cifar_lab.figures import band, sets
 from cifar_lab.figures.style import (
+    MOST_LINES,
+    OF_SEEDS,
     Figures,
     Look,
     View,
@@ -26,10 +28,11 @@ from cifar_lab.figures.style import (
     seeds_of,
     set_limits,
     settings_text,
+    shade,
     small_print,
 )
 from cifar_lab.run_folder.reader import Run, report_runs
-from cifar_lab.settings import PAPER_PRESETS, name_of
+from cifar_lab.settings import PAPER_PRESETS, first_of, name_of
 
 EPOCHS_WITH_MARKERS = 20  # up to here an epoch is marked, so that a line shows how few points it joins
 BLOW_UP = 4.0  # a ratio of the first epoch's loss to the largest later one from which on the first is not shown
@@ -90,14 +93,20 @@ class Curve:
     def style(self) -> str:
         return "--" if self.runs[0].published else "-"
 
+    @property
+    def shaded(self) -> bool:
+        """Whether a band shows where the seeds lie, in place of a line for each."""
+        return len(self.runs) > MOST_LINES
+
     def averaged(self, quantity: str) -> list[np.ndarray]:
-        """The rows, one per seed, of the runs that did not diverge."""
-        return [run.column(quantity) for run in self.runs if run.epochs_done and run.diverged_at_step is None]
+        """The rows, one per seed, of the runs that did not diverge, as far as all of them go."""
+        rows = [run.column(quantity) for run in self.runs if run.epochs_done and run.diverged_at_step is None]
+        shortest = min(map(len, rows), default=0)
+        return [row[:shortest] for row in rows]
 
     def line(self, quantity: str) -> np.ndarray:
-        """The mean over the seeds, as far as all of them go; of diverged runs alone the first one's row."""
-        rows = self.averaged(quantity) or [self.runs[0].column(quantity)]
-        return np.mean([row[: min(map(len, rows))] for row in rows], axis=0)
+        """The mean over the seeds; of diverged runs alone the first one's row."""
+        return np.mean(self.averaged(quantity) or [self.runs[0].column(quantity)], axis=0)
 
 
 def draw(title: str, quantities: Sequence[str], curves: Sequence[Curve]) -> Canvas:
@@ -117,10 +126,11 @@ def draw(title: str, quantities: Sequence[str], curves: Sequence[Curve]) -> Canv
             notes += _set_loss_axis(axes, [run.column(quantity) for run in runs])
     legend_above(panels[0, 0])
     states = [f"{c.look.label}, seed {run.seed}, {run.state}" for c in curves for run in c.runs if run.state]
-    heading(canvas, "\n".join([title, "; ".join(states)]))
+    heading(canvas, "\n".join([title, "; ".join(first_of(states))]))
     text = settings_text(runs)
     if len(runs) > len(curves):
-        text += "; bold: mean over n seeds, thin: each seed"
+        each = dict.fromkeys(OF_SEEDS[curve.shaded] for curve in curves if len(curve.runs) > 1)
+        text += f"; bold: mean over n seeds, {', '.join(each)}"
     if covered:
         text += "; wide: a curve on which another one lies"
     small_print(canvas, "; ".join([text, *notes]))
@@ -155,16 +165,22 @@ def _under(rows: Sequence[np.ndarray]) -> list[int]:
 
 
 def _draw_seeds(axes: Axes, quantity: str, curve: Curve, wider: float) -> None:
-    """The curve of each seed and, with several, the mean of those that did not diverge, as far as all of them go."""
+    """The curve of each seed, or a band of many, and the mean of those that did not diverge, as far as all of them go.
+
+    Of runs that diverged alone, a band has the first one's curve.
+    """
     averaged = curve.averaged(quantity)
     several = len(curve.runs) > 1
-    for i, run in enumerate(curve.runs):
-        row = run.column(quantity)
+    if curve.shaded and averaged:
+        rows = np.stack(averaged)
+        shade(axes, np.arange(1, rows.shape[1] + 1), rows, curve.look.colour)
+    for i, run in enumerate(curve.runs[: not averaged] if curve.shaded else curve.runs):
         label = curve.look.label if i == 0 and not (several and averaged) else None
         style = {"linewidth": 0.8, "alpha": 0.5} if several else {"linewidth": 1.4 + wider}
-        _draw_line(axes, row, curve, label, **style)
-        if run.diverged_at_step is not None and len(row):
-            axes.plot(len(row), row[-1], "x", color=curve.look.colour, markersize=8)
+        _draw_line(axes, run.column(quantity), curve, label, **style)
+    ended = [run.column(quantity) for run in curve.runs if run.diverged_at_step and run.epochs_done]
+    if ended:
+        axes.plot([len(row) for row in ended], [row[-1] for row in ended], "x", color=curve.look.colour, markersize=8)
     if several and averaged:
         label = f"{curve.look.label} (n = {len(averaged)})"
         _draw_line(axes, curve.line(quantity), curve, label, linewidth=1.8 + wider)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
@@ -18,13 +19,14 @@ from matplotlib.textpath import text_to_path
 from cifar_lab import escape
 from cifar_lab.experiments import EXPERIMENTS
 from cifar_lab.losses import LOSSES
+from cifar_lab.measures.statistics import MOST_SEEDS
 from cifar_lab.optimizers import OPTIMIZERS
 from cifar_lab.program import complaint
 from cifar_lab.project import command
 from cifar_lab.run_folder.files import write_whole
 from cifar_lab.run_folder.reader import Run
 from cifar_lab.run_folder.schema import RunFileError
-from cifar_lab.settings import RunConfig, name_of, number, words
+from cifar_lab.settings import RunConfig, first_of, name_of, number, seeds_in_words, words
 
 # One colour, one meaning, in all figures. Those of the report's networks and optimizers are in their registries, from
 # Okabe and Ito (2008), distinguishable with every common colour vision; a network without one takes the next of these
@@ -32,6 +34,8 @@ from cifar_lab.settings import RunConfig, name_of, number, words
 OTHER_COLOURS = ("#882255", "#44AA99", "#332288", "#999933", "#AA4499", "#117733")
 
 KINDS = ("png", "svg")  # what each figure is saved as
+MOST_LINES = 20  # seeds up to which each has a line of its own; of more, a band shows where 90% of them lie
+OF_SEEDS = {True: "shaded: where 90% of the seeds lie", False: "thin: each seed"}  # by whether a band is drawn
 PANEL = 0.88  # of its share of the figure's width is about what a panel has, its labels aside
 PANELS = 0.65  # of the height that a figure is drawn with is what its panels, labels included, keep at least
 
@@ -231,7 +235,7 @@ def caveats(runs: Sequence[Run]) -> list[str]:
             notes.append(f"{name} diverged at step {run.diverged_at_step:,} and is missing from there on")
         elif not run.complete:
             notes.append(f"{name} is not finished: {len(run.losses):,} of {run.steps_planned:,} steps")
-    return notes
+    return first_of(notes)
 
 
 def _width(run: Run) -> str:
@@ -241,12 +245,12 @@ def _width(run: Run) -> str:
 
 
 def seeds_of(runs: Sequence[Run]) -> tuple[int, ...]:
-    """The seeds among the runs; 0 if there is none."""
-    return tuple(sorted({run.seed for run in runs})) or (0,)
+    """The seeds of a command for what is missing beside these runs: theirs, but no more than a verdict takes."""
+    return tuple(sorted({run.seed for run in runs})[:MOST_SEEDS]) or (0,)
 
 
 def seeds_text(runs: Sequence[Run]) -> str:
-    return " ".join(map(str, seeds_of(runs)))
+    return seeds_in_words({run.seed for run in runs} or {0})
 
 
 def loss_unit(runs: Iterable[Run]) -> str:
@@ -351,6 +355,12 @@ def small_print(figure, text: str) -> None:
     figure.supxlabel(escape.figure(wrapped(figure, text, 7.5)), fontsize=7.5, color="0.35", x=0.01, ha="left")
     height = figure.get_figheight()
     figure.set_figheight(max(height, PANELS * height + height_of([*figure.texts, *figure.findobj(Legend)])))
+
+
+def shade(axes: Axes, x: np.ndarray, rows: np.ndarray, colour: str) -> None:
+    """Fills between the 5% and the 95% quantile of many seeds at each x. rows: (seeds, len(x))."""
+    low, high = np.nanquantile(rows, (0.05, 0.95), axis=0)
+    axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 _DATED = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}  # what would differ between two equal figures

@@ -82,7 +82,7 @@ def rows_of_runs(preset: str, runs: Sequence[Run]) -> list[tuple[str, ...]]:
     """The names of the columns, and a row per run: the report's in the order of its experiments, then all others."""
     sources = ([run for run in runs if run.published == published] for published in (False, True))
     ordered = [r for source in sources for by_seed in report_runs(source, preset).values() for r in by_seed.values()]
-    ordered += [run for run in runs if run not in ordered]
+    ordered = list(dict.fromkeys([*ordered, *runs]))
     rows = [("run", "epochs", "final (%)", "last (%)", "parameters", "seconds", "images/s", "device", "")]
     for run in ordered:
         accuracy, summary = run.column("test_accuracy"), run.summary or {}

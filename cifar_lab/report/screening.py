@@ -19,10 +19,10 @@ from cifar_lab.experiments import Experiment, at_preset
 from cifar_lab.measures.screening import main_effects, plackett_burman
 from cifar_lab.measures.statistics import which_side
 from cifar_lab.report.claims import CLAIMS, Claim, Measure
-from cifar_lab.report.verdicts import listed, plan_of, planned_epochs
-from cifar_lab.run_folder.reader import Run
+from cifar_lab.report.verdicts import plan_of, planned_epochs
+from cifar_lab.run_folder.reader import Run, by_settings
 from cifar_lab.run_folder.schema import trained_to
-from cifar_lab.settings import RunConfig, run_folder, training_root
+from cifar_lab.settings import RunConfig, run_folder, seeds_in_words, training_root
 from cifar_lab.switches import SWITCHES, Switch, shown, switched, switches_of
 
 On = tuple[Switch, ...]  # those at their other level
@@ -89,29 +89,28 @@ class Design:
         """runs: the user's own."""
         self.claim, self.preset = claim, preset
         self.switches = switches_of(claim.runs)
-        self._by_place = {run.place: run for run in runs if run.preset == preset}
-        self.seeds = sorted({run.seed for run in self._by_place.values()})
+        self._by_settings = by_settings(runs, preset)
+        self.seeds = sorted({seed for by_seed in self._by_settings.values() for seed in by_seed})
+        self._trained: dict[On, dict[str, dict[int, Run]]] = {}
         table = plackett_burman()[:, [SWITCHES.index(switch) for switch in self.switches]]
         self.rows: list[On] = [tuple(s for s, x in zip(self.switches, row, strict=True) if x > 0) for row in table]
 
     def runs(self, on: On, seed: int) -> dict[str, Run] | None:
         """The claim's runs with these switches, by name; None if one of them is not trained to its end."""
-        found = {}
-        for experiment in switched(self.claim.runs, on, self.preset):
-            for name, config in experiment.runs.items():
-                run = self._find(at_preset(config, self.preset, seed))
-                if run is None or not trained_to(run.summary, planned_epochs(name, self.preset)):
-                    return None
-                found[name] = run
-        return {name: found[name] for name in self.claim.runs}
+        if on not in self._trained:
+            every = [item for e in switched(self.claim.runs, on, self.preset) for item in e.runs.items()]
+            self._trained[on] = {name: self._find(name, at_preset(config, self.preset)) for name, config in every}
+        found = {name: by_seed.get(seed) for name, by_seed in self._trained[on].items()}
+        return None if None in found.values() else {name: found[name] for name in self.claim.runs}
 
-    def _find(self, config: RunConfig) -> Run | None:
-        """A precision that is the usual one is not in a folder's name."""
-        run = self._by_place.get(run_folder("", self.preset, config))
-        if run is None and config.precision != "auto":
-            run = self._by_place.get(run_folder("", self.preset, replace(config, precision="auto")))
-            run = run if run and run.config.precision == config.precision else None
-        return run
+    def _find(self, name: str, config: RunConfig) -> dict[int, Run]:
+        """The runs with these settings that are trained to their end, by seed."""
+        found = self._by_settings.get(run_folder("", self.preset, config), {})
+        if config.precision != "auto":  # one that is the usual precision is not in a folder's name
+            usual = self._by_settings.get(run_folder("", self.preset, replace(config, precision="auto")), {})
+            found = {seed: run for seed, run in usual.items() if run.config.precision == config.precision} | found
+        epochs = planned_epochs(name, self.preset)
+        return {seed: run for seed, run in found.items() if trained_to(run.summary, epochs)}
 
     def lacking(self, rows: Collection[On], seeds: Sequence[int]) -> list[tuple[Experiment, int]]:
         """The experiments that rows lack, row after row, each with a seed."""
@@ -141,7 +140,7 @@ class Design:
         seeds = tuple(seed for seed in rows if seed not in without)
         if not seeds:
             return None
-        notes = [f"left out, as a row has no finite value: seed {listed(without)}"] if without else []
+        notes = [f"left out, as a row has no finite value: seed {seeds_in_words(without)}"] if without else []
         base = [self.complete[seed][-1] for seed in seeds]
         plans = [plan_of(name, self.preset, [runs[name] for runs in base]) for name in self.claim.runs]
         if reason := self.claim.regime(self.preset, plans):

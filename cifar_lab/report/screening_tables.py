@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from cifar_lab.escape import csv_text
 from cifar_lab.report.screening import Effect, Screening
-from cifar_lab.report.verdicts import listed
+from cifar_lab.settings import seeds_in_words
 
 CSV_COLUMNS = (
     "claim", "the report says", "measure", "unit", "seeds", "with the preset's settings", "changes side at",
@@ -24,7 +24,7 @@ def to_csv(screening: Screening) -> str:
     rows: list[Sequence] = [CSV_COLUMNS]
     claim = screening.claim
     shared = (
-        claim.id, claim.statement, screening.measure.name, screening.unit, listed(screening.seeds),
+        claim.id, claim.statement, screening.measure.name, screening.unit, seeds_in_words(screening.seeds),
         f"{screening.value:.6g}", " ".join(f"{limit:.6g}" for limit in screening.limits), screening.degrees,
     )  # fmt: skip
     for of in screening.effects:
@@ -44,7 +44,7 @@ def to_markdown(screening: Screening) -> str:
     unit = f" ({screening.unit})" if screening.unit else ""
     lines = [
         f"{screening.claim.statement}: {screening.measure.name}{unit}, with the preset's settings "
-        f"{screening.value:+.3g}; seed {listed(screening.seeds)}; {screening.degrees} degrees of freedom"
+        f"{screening.value:+.3g}; seed {seeds_in_words(screening.seeds)}; {screening.degrees} degrees of freedom"
         + "".join(f"; {note}" for note in screening.notes) + ".",
         "",
         "| switch | effect | at the preset's level | at the other level | sign |",

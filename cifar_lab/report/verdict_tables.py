@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from cifar_lab.escape import code, csv_text
-from cifar_lab.report.verdicts import Verdict, listed
+from cifar_lab.report.verdicts import Verdict
+from cifar_lab.settings import seeds_in_words
 
 CSV_COLUMNS = (
     "claim", "the report says", "supported when", "verdict", "p", "level", "plain verdict", "measure", "unit",
@@ -30,7 +31,7 @@ def to_csv(judged: Mapping[str, Sequence[Verdict]]) -> str:
             cells = [
                 measure.name, measure.unit, "yes" if measure.side else "no",
                 *("" if math.isnan(x) else f"{x:.6g}" for x in numbers),
-                listed(verdict.seeds), " ".join(f"{x:.6g}" for x in estimate.values),
+                seeds_in_words(verdict.seeds), " ".join(f"{x:.6g}" for x in estimate.values),
             ]  # fmt: skip
             rows.append([*row, *cells, notes, runs])
         if not verdict.estimates:
@@ -60,7 +61,8 @@ def to_markdown(verdicts: Sequence[Verdict]) -> str:
         measured = [*deciding, *verdict.notes, *(f"run {code(command, cell=True)}" for command in verdict.commands)]
         if others:
             measured.append(f"<details><summary>{len(others)} more</summary>{'<br>'.join(others)}</details>")
-        cells = [f"`{claim.id}`", claim.statement, claim.supported_when, "<br>".join(measured), listed(verdict.seeds)]
+        seeds = seeds_in_words(verdict.seeds)
+        cells = [f"`{claim.id}`", claim.statement, claim.supported_when, "<br>".join(measured), seeds]
         decision = f"**{verdict.outcome}**"
         if verdict.p is not None:
             decision += f"<br>p = {verdict.p:.2g}, needs {verdict.level:.2g}<br>plain: {verdict.plain}"

@@ -31,7 +31,7 @@ from cifar_lab.measures.statistics import (
 )
 from cifar_lab.report.claims import CLAIMS, FEWEST_EVENTS, Claim, Measure, Plan
 from cifar_lab.run_folder.reader import Run, own_runs, report_runs
-from cifar_lab.settings import above
+from cifar_lab.settings import above, first_of, seeds_in_words
 
 SUPPORTED, REVERSED, UNDECIDED = "supported", "reversed", "undecided"
 DEPENDS, DIVERGED, NOT_RUN = "depends on the definition", "diverged", "not run"
@@ -179,12 +179,12 @@ def weigh(
 ) -> Verdict:
     """A claim's estimates and p-value. found: a run by its name in `experiments.RUNS` and its seed; only complete ones
     count, and of more than ten seeds the ten lowest."""
-    notes = [
+    notes = first_of([
         f"in progress: {name}, seed {seed}, {run.epochs_done} of {run.epochs_planned} epochs"
         for name in claim.runs
         for seed, run in found.get(name, {}).items()
         if not run.complete
-    ]
+    ])  # fmt: skip
     complete = {
         name: {s: run for s, run in found.get(name, {}).items() if run.complete}
         for name in (*claim.runs, *claim.controls)
@@ -197,14 +197,14 @@ def weigh(
     if not paired:
         if reason:
             return Verdict(claim, CANNOT, notes=tuple(notes))
-        asked = wanted or set().union(*found.values()) or {0}
-        missing = {name: tuple(sorted(asked - set(complete[name]))) for name in claim.runs}
+        asked = sorted(wanted or set().union(*found.values()) or {0})[:MOST_SEEDS]
+        missing = {name: tuple(seed for seed in asked if seed not in complete[name]) for name in claim.runs}
         commands = dict.fromkeys(command_for(name, preset, seeds, results) for name, seeds in missing.items() if seeds)
         return Verdict(claim, NOT_RUN, notes=tuple(notes), commands=tuple(commands))
     if wanted > set(paired):
-        notes.append(f"left out, as not every run has it: seed {listed(wanted - set(paired))}")
+        notes.append(f"left out, as not every run has it: seed {seeds_in_words(wanted - set(paired))}")
     if len(paired) > MOST_SEEDS:
-        notes.append(f"not used, as verdicts are for at most {MOST_SEEDS} seeds: {listed(paired[MOST_SEEDS:])}")
+        notes.append(f"not used, as verdicts are for at most {MOST_SEEDS} seeds: {seeds_in_words(paired[MOST_SEEDS:])}")
         paired = paired[:MOST_SEEDS]
     for name in claim.runs:
         lengths = {complete[name][seed].epochs_planned for seed in paired} - {planned_epochs(name, preset)}
@@ -295,7 +295,3 @@ def plan_of(name: str, preset: str, runs: Iterable[Run]) -> Plan:
 def planned_epochs(run: str, preset: str) -> int:
     """How many epochs the named run has at a preset."""
     return next(e.epochs_at(preset) for e in known_experiments(preset) if run in e.names)
-
-
-def listed(seeds: Iterable[int]) -> str:
-    return " ".join(map(str, sorted(seeds)))

@@ -54,10 +54,15 @@ class Run:
     def name(self) -> str:
         return self.folder.name
 
-    @property
+    @cached_property
     def place(self) -> Path:
         """`<preset>/<model>/<name>`: where a run with these settings belongs below a results folder."""
         return run_folder("", self.preset, self.config, self.environment["usual_precision"])
+
+    @cached_property
+    def place_of_seed_0(self) -> Path:
+        """The same of the run that differs in nothing but its seed, which is 0."""
+        return run_folder("", self.preset, replace(self.config, seed=0), self.environment["usual_precision"])
 
     @property
     def model(self) -> str:
@@ -200,13 +205,22 @@ def own_runs(root: str | Path, preset: str) -> list[Run]:
 
 def report_runs(runs: Sequence[Run], preset: str) -> dict[str, dict[int, Run]]:
     """Those of the report's runs that are among `runs`: by their name in `experiments.RUNS`, then by seed."""
-    by_place = {run.place: run for run in runs if run.preset == preset}
-    seeds = sorted({run.seed for run in runs})
-    found: dict[str, dict[int, Run]] = {}
-    for name in (name for experiment in known_experiments(preset) for name in experiment.names):
-        places = {seed: folder_of(name, "", preset, seed) for seed in seeds}
-        found[name] = {seed: by_place[place] for seed, place in places.items() if place in by_place}
-    return {name: by_seed for name, by_seed in found.items() if by_seed}
+    found = by_settings(runs, preset)
+    names = [name for experiment in known_experiments(preset) for name in experiment.names]
+    places = {name: folder_of(name, "", preset) for name in names}
+    return {name: found[place] for name, place in places.items() if place in found}
+
+
+def by_settings(runs: Sequence[Run], preset: str) -> dict[Path, dict[int, Run]]:
+    """The preset's runs by where the one with seed 0 belongs (`folder_of`, without a results folder), then by seed.
+
+    A folder's name is worked out once per run, and not once for each pair of a seed and a name that is looked up.
+    """
+    found: dict[Path, dict[int, Run]] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        if run.preset == preset:
+            found.setdefault(run.place_of_seed_0, {})[run.seed] = run
+    return found
 
 
 def read_run(folder: str | Path) -> Run:
