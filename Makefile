@@ -11,9 +11,9 @@ SIZES := $(if $(CPU_ONLY),0.3 GB to download and 1 GB on disk,3 GB to download a
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quick laptop report paper paper-quick data test lint bench gpu-check soak fuzz mutate
+.PHONY: quick laptop report paper paper-quick modern data test lint bench gpu-check soak fuzz mutate
 
-quick laptop report paper paper-quick: data
+quick laptop report paper paper-quick modern: data
 	$(RUN) -m cifar_lab.reproduce $@ --seed $(SEEDS) $(SECONDS_LIMIT)
 	@echo "commands of your own: with $(RUN), or with python after: source $(VENV)/bin/activate"
 

@@ -41,7 +41,7 @@ from cifar_lab.run_folder.reader import (
     results_folder,
 )
 from cifar_lab.run_folder.schema import RunFileError
-from cifar_lab.settings import ALL_PRESETS, PAPER_PRESETS, PUBLISHED, Parser, choice, figure_file, output, path
+from cifar_lab.settings import ALL_PRESETS, PRESETS, PUBLISHED, Parser, choice, figure_file, output, path
 
 
 def parser() -> Parser:
@@ -129,14 +129,14 @@ def plot_preset(results: Path, preset: str, runs: Sequence[Run], errors: Sequenc
     folder = results / preset
     own = [run for run in runs if not run.published]
     others = len(own) - sum(map(len, report_runs(own, preset).values()))
-    screened, begun = screening.screen_all(own, preset) if others and preset not in PAPER_PRESETS else ([], [])
+    screened, begun = screening.screen_all(own, preset) if others and preset in PRESETS else ([], [])
     for of_claim in screened:
         files.write_text(folder / f"switches-{of_claim.claim.id}.csv", screening_tables.to_csv(of_claim))
     figures = kinds.draw(kinds.ALL, results, preset, runs)
     figures.missing += [(f"switches of {claim.id}", screening.command(claim, preset, results)) for claim in begun]
     found_while_drawing = list(figures.errors)
     figures.errors[:0] = errors
-    judged = {} if preset in PAPER_PRESETS else verdicts.judge_sources(runs, preset, results)
+    judged = verdicts.judge_sources(runs, preset, results) if preset in PRESETS else {}
     shown = judged
     if not kinds.begun(runs, preset):  # of claims without runs the list of what is missing has one line
         shown = {source: [v for v in of if source or v.estimates] for source, of in judged.items()}

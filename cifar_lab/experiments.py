@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab import project
-from cifar_lab.settings import ALL_PRESETS, PAPER_PRESETS, RunConfig, number, preset_defaults, run_folder, training_root
+from cifar_lab.settings import (
+    ALL_PRESETS,
+    MODERN_PRESETS,
+    PAPER_PRESETS,
+    RunConfig,
+    number,
+    preset_defaults,
+    run_folder,
+    training_root,
+)
 
 LEARNING_RATES = (1e-3, 1e-4, 5e-4, 5e-5)
 
@@ -124,8 +133,15 @@ PAPER_EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(_VGG, "vgg_a_bn", {"bn": True}, None, ("paper_vgg_a_bn",)),
 )
 
+# Today's recipe: the headline of `make modern`.
+MODERN_EXPERIMENTS: tuple[Experiment, ...] = (Experiment(_VGG, "vgg_a_bn", {}, None, ("modern_vgg_a_bn",)),)
+
+_OTHERS = dict.fromkeys(PAPER_PRESETS, PAPER_EXPERIMENTS) | dict.fromkeys(MODERN_PRESETS, MODERN_EXPERIMENTS)
+
 RUNS: dict[str, RunConfig] = {
-    name: config for e in (*EXPERIMENTS, *CONTROLS, *PAPER_EXPERIMENTS) for name, config in e.runs.items()
+    name: config
+    for e in (*EXPERIMENTS, *CONTROLS, *PAPER_EXPERIMENTS, *MODERN_EXPERIMENTS)
+    for name, config in e.runs.items()
 }
 NETWORKS = frozenset(config.model for config in RUNS.values())  # of the report; others are the user's own
 
@@ -148,12 +164,12 @@ def folder_of(run: str, results: str | Path, preset: str, seed: int = 0) -> Path
 
 def experiments(preset: str) -> tuple[Experiment, ...]:
     """The preset's experiments, in the order in which they are run."""
-    return PAPER_EXPERIMENTS if preset in PAPER_PRESETS else EXPERIMENTS
+    return _OTHERS.get(preset, EXPERIMENTS)
 
 
 def known_experiments(preset: str) -> tuple[Experiment, ...]:
     """The preset's experiments, and the controls that go with them."""
-    return experiments(preset) if preset in PAPER_PRESETS else EXPERIMENTS + CONTROLS
+    return _OTHERS.get(preset, EXPERIMENTS + CONTROLS)
 
 
 def experiments_of(names: Collection[str], preset: str) -> list[Experiment]:

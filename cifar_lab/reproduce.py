@@ -32,7 +32,7 @@ from cifar_lab.report.claims import CLAIMS, Claim
 from cifar_lab.report.screening import Design, On
 from cifar_lab.report.verdicts import Verdict, open_claims
 from cifar_lab.run_folder.reader import own_runs
-from cifar_lab.settings import ALL_PRESETS, LARGEST_SEED, PAPER_PRESETS, Parser, choice, integer, path, real
+from cifar_lab.settings import ALL_PRESETS, LARGEST_SEED, PRESETS, Parser, choice, integer, path, real
 
 INTERRUPTED, STOPPED, *LATER = (128 + number for number in STOP_SIGNALS)  # exit statuses of a stopped script
 # By what --on has: the module whose `run(tasks, options)` runs tasks there and returns an exit status; imported only
@@ -120,7 +120,7 @@ def main(argv: list[str]) -> int:
     add("--seconds", type=real(0, 1e9, above=True), help="stop cleanly after this long (never)")
     add("--list", action="store_true", help="print the commands that could be run now instead of running them")
     args = parser.parse_args(argv)
-    if (args.until_decided or args.switches) and args.preset in PAPER_PRESETS:
+    if (args.until_decided or args.switches) and args.preset not in PRESETS:
         parser.error(f"{args.preset} has no claims")
     if args.until_decided and args.switches:
         parser.error("--switches: not with --until-decided")

@@ -79,5 +79,6 @@ def factor_at(config, steps_per_epoch: int, step: int) -> float:
 
 
 def _lengths(config, steps_per_epoch: int) -> tuple[int, int]:
-    """Steps of the schedule and of its warm-up."""
-    return round(config.schedule_epochs * steps_per_epoch), round(config.warmup * steps_per_epoch)
+    """Steps of the schedule, 0 if it does not depend on them, and of its warm-up."""
+    epochs = config.schedule_epochs if SCHEDULES[config.schedule].planned else 0
+    return round(epochs * steps_per_epoch), round(config.warmup * steps_per_epoch)

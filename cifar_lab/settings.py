@@ -34,6 +34,7 @@ LARGEST_SEED = 2**32 - 1
 MOST_EPOCHS = 1_000_000
 PUBLISHED = "published"  # in the results folder: results root of the runs that came with the repository
 SIZE = 32  # pixels, height and width of an image
+LARGEST_DECAY = 0.999999  # of a moving average: its mean is over a million steps
 MOST_IMAGES, MOST_CLASSES = 10_000_000, 256  # of a data set; a label is a byte
 LONGEST_OUTPUT = 200  # bytes of a file's name, so that a temporary name for it is possible too
 # What a run writes and is continued from, and what is computed from its checkpoint.
@@ -177,8 +178,13 @@ class RunConfig:
     loss: str = "cross_entropy"
     schedule: str = "constant"
     warmup: float = 0.0  # epochs
-    schedule_epochs: int = 0  # over which the schedule goes; 0: it does not depend on the length of the run
+    schedule_epochs: int = 0  # of the whole run, where its course depends on them (`Settings.runs`); else 0
     test_time_flip: bool = False  # whether a prediction is the mean of those of a picture and of its mirror image
+    ema: float = 0.0  # decay of the moving average of the weights that evaluations use; 0: the weights themselves
+    bn_images: int = 0  # on which BatchNorm's statistics are estimated again after the last epoch; 0: they are not
+    cutout: int = 0  # side of a gray square, pixels; 0: none
+    mixup: float = 0.0  # parameter of the Beta distribution of the weight of an image; 0: images are not mixed
+    first_size: int = SIZE  # pixels of the images of the first epochs: `training.plan.image_size`
     bias_decay: bool = True  # whether biases and norms have weight decay too
     seed_per_rate: bool = False  # whether each learning rate draws from a seed of its own: `training.plan.seed_of`
     width: float | None = 1.0  # None: the network has one width only
@@ -204,6 +210,7 @@ class RunConfig:
 
 
 # A preset is a set of settings for one purpose; what is not in it has the script's default. Each flag overrides it.
+# These are the report's, whose claims are judged.
 PRESETS: dict[str, dict] = {
     "report": {},
     "laptop": {"width": 0.25, "epochs": 42},
@@ -230,7 +237,16 @@ PAPER_PRESETS: dict[str, dict] = {
         "probe_every": 10,
     },
 }  # fmt: skip
-ALL_PRESETS = PRESETS | PAPER_PRESETS
+# Today's recipe for the report's networks; each setting is one of the ablations of bench/recipe.py. A script without a
+# flag of one of these names does without it.
+MODERN_PRESETS: dict[str, dict] = {
+    "modern": {
+        "bn": True, "width": 0.5, "epochs": 8, "batch_size": 128, "optimizer": ("nesterov",), "momentum": 0.9,
+        "lrs": (0.1,), "schedule": "one-cycle", "weight_decay": 5e-4, "bias_decay": False, "loss": "label_smoothing",
+        "augment": "flip-crop", "test_time_flip": True,
+    },
+}  # fmt: skip
+ALL_PRESETS = PRESETS | PAPER_PRESETS | MODERN_PRESETS
 
 # What a setting is called in a folder's name, followed by its value; booleans stand without one. Model, optimizer,
 # learning rate, weight decay and seed are always in the name, these only if they differ from the preset's own.
@@ -246,6 +262,11 @@ SHORT = {
     "bias_decay": "nobiasdecay",
     "seed_per_rate": "seedperrate",
     "test_time_flip": "testflip",
+    "ema": "ema",
+    "bn_images": "bnimages",
+    "cutout": "cutout",
+    "mixup": "mixup",
+    "first_size": "firstsize",
     "init": "init",
     "batch_size": "batch",
     "train_size": "train",
@@ -274,6 +295,9 @@ _NAMES = {
     "augment": "augmentation",
     "warmup": "warm-up epochs",
     "test_time_flip": "flip at test time",
+    "ema": "weight average",
+    "bn_images": "images for BatchNorm's statistics",
+    "first_size": "first image size",
     "validation_size": "validation images",
     "dataset": "data",
 }
@@ -327,7 +351,8 @@ def preset_defaults(preset: str) -> dict:
     chosen = {k: v[0] if isinstance(v, tuple) else v for k, v in ALL_PRESETS[preset].items()}
     chosen |= {"lr": chosen["lrs"]} if "lrs" in chosen else {}
     names = {f.name for f in fields(RunConfig)}
-    return {k: v for k, v in chosen.items() if k in names}
+    planned = SCHEDULES[chosen.get("schedule", RunConfig.schedule)].planned
+    return {k: v for k, v in chosen.items() if k in names} | ({"schedule_epochs": chosen["epochs"]} if planned else {})
 
 
 def run_name(config: RunConfig, preset: str, usual_precision: str | None = None) -> str:
@@ -376,7 +401,7 @@ def run_folder(results: str | Path, preset: str, config: RunConfig, usual_precis
 class Settings:
     """The flags that every training script has; a script adds its own and says with `network` which one they name."""
 
-    presets: ClassVar[dict[str, dict]] = PRESETS
+    presets: ClassVar[dict[str, dict]] = PRESETS | MODERN_PRESETS
     networks: ClassVar[Mapping[str, Any]] = {}  # those of the script, by name; set by `parse`
     command: ClassVar[str] = ""  # the command line; set by `parse`
     choosing: ClassVar[tuple[str, ...]] = ("model", "bn")  # flags that do no more than choose the network
@@ -394,6 +419,23 @@ class Settings:
         real(0, 1e6), metavar="EPOCHS",
     )  # fmt: skip
     test_time_flip: bool = flag(False, "a prediction is the mean of those of a picture and of its mirror image")
+    ema: float = flag(
+        0.0, "evaluate an exponential moving average of the weights: its decay per step, for example 0.999; 0: none",
+        real(0, LARGEST_DECAY), metavar="DECAY",
+    )  # fmt: skip
+    bn_images: int = flag(
+        0, "estimate BatchNorm's statistics again after the last epoch, on so many training images; 0: no",
+        integer(0, MOST_IMAGES), metavar="IMAGES",
+    )  # fmt: skip
+    cutout: int = flag(0, "side of the gray square in a training image; 0: none", integer(0, SIZE), metavar="PIXELS")
+    mixup: float = flag(
+        0.0, "train on weighted means of two images, with weights from a Beta(A, A) distribution; 0: no",
+        real(0, 100), metavar="A",
+    )  # fmt: skip
+    first_size: int = flag(
+        SIZE, "side of the training images in the first epochs, from where it grows to 32", integer(8, SIZE),
+        metavar="PIXELS",
+    )  # fmt: skip
     momentum: float = flag(0.0, "momentum of sgd and nesterov", real(0, 1))
     loss: str = flag("cross_entropy", f"loss: {', '.join(LOSSES)}", choice(*LOSSES))
     activation: str = flag("relu", f"activation: {', '.join(ACTIVATIONS)}", choice(*ACTIVATIONS))
@@ -499,6 +541,10 @@ class Settings:
             return f"--optimizer {lacking[0]}: needs a --momentum above 0"
         if self.train_size - self.validation_size < 2:
             return f"--validation-size {self.validation_size}: --train-size {self.train_size} leaves none to train on"
+        if self.bn_images > self.train_size - self.validation_size:
+            return (
+                f"--bn-images {self.bn_images}: there are {self.train_size - self.validation_size} images to train on"
+            )
         if self.warmup > self.epochs:
             return f"--warmup {self.warmup:g}: it is longer than the run (--epochs {self.epochs})"
         return ""
@@ -525,10 +571,11 @@ class Settings:
         network = self.networks[self.network]
         shared = {f.name: getattr(self, f.name) for f in fields(RunConfig) if hasattr(self, f.name)}
         width = self.width if network.takes("width") else None
+        planned = SCHEDULES[self.schedule].planned or self.first_size < SIZE or self.bn_images > 0
         shared |= {
             "model": self.network,
             "seed": seed,
-            "schedule_epochs": self.epochs if SCHEDULES[self.schedule].planned else 0,
+            "schedule_epochs": self.epochs if planned else 0,
             "width": width,
             "width_transfer": self.width_transfer or width in (None, 1),
             "options": self._own_flags() | {k: v for k, v in self.options.items() if v != network.options[k].default},
@@ -587,7 +634,9 @@ def parse(
     for name, value in given["options"].items():
         if not re.fullmatch(OPTION, str(value)):
             parser.error(f"--{name.replace('_', '-')}: {value!r} cannot be part of a folder's name")
-    settings = cls(**cls.presets[given.get("preset", "report")] | given, given=frozenset(given))
+    has = {f.name for f in fields(cls)}
+    preset = {k: v for k, v in cls.presets[given.get("preset", "report")].items() if k in has}
+    settings = cls(**preset | given, given=frozenset(given))
     for name in CHOICES:
         if name in given and not networks[settings.network].takes(name):
             parser.error(f"--{name}: {settings.network} has one {name} only")

@@ -65,14 +65,25 @@ def factors(config: RunConfig, model: nn.Module) -> dict[str, Factors]:
 
 
 def parameter_groups(config: RunConfig, model: nn.Module) -> list[dict]:
-    """The network's parameters as torch.optim takes them: a group per pair of factors, one group if all are 1."""
-    groups: dict[Factors, list[nn.Parameter]] = {}
+    """The network's parameters as torch.optim takes them: a group per pair of factors, one group if all are 1.
+
+    For an optimizer with `matrices` those are in groups of their own, which say so.
+    """
+    told = {id(p) for p in matrices(model)} if OPTIMIZERS[config.optimizer].matrices else set()
+    groups: dict[tuple[Factors, bool], list[nn.Parameter]] = {}
     for parameter, f in zip(model.parameters(), factors(config, model).values(), strict=True):
-        groups.setdefault(f, []).append(parameter)
+        groups.setdefault((f, id(parameter) in told), []).append(parameter)
     return [
         {"params": parameters, "lr": config.lr * f.rate, "weight_decay": config.weight_decay * f.decay}
-        for f, parameters in groups.items()
+        | ({"matrices": of_matrices} if told else {})
+        for (f, of_matrices), parameters in groups.items()
     ]
+
+
+def matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The weights of hidden layers: of two dimensions or more, without those of the output layer."""
+    output = {id(p) for module in _output(model) for p in module.parameters()}
+    return [p for p in model.parameters() if p.dim() > 1 and id(p) not in output]
 
 
 def recorded(config: RunConfig, model: nn.Module) -> list[dict]:

@@ -198,13 +198,18 @@ def test_all_colors_in_their_order_by_hand(color):
 
 
 def test_the_columns_of_a_plans_table(images, plan):
-    """Crop, flip, angle, colors: what `augment` does with a table is what its parts do with the fields."""
-    assert plan.table().dtype == np.float32 and plan.table().shape == (BATCH, 10)
+    """Crop, flip, angle, colors, square: what `augment` does with a table is what its parts do with the fields."""
+    assert plan.table().dtype == np.float32 and plan.table().shape == (BATCH, 12)
     got = A.augment((images * 255).byte().permute(0, 2, 3, 1), torch.from_numpy(plan.table()))
     x, covered = A.resample((images * 255).byte() / 255, *map(torch.from_numpy, (plan.crop, plan.flip, plan.angle)))
     for operation, parameter in zip((A.brightness, A.contrast, A.saturation, A.hue), plan.color.T, strict=True):
         x = operation(x, torch.tensor(parameter))
-    assert (got - (2 * x * covered - 1)).abs().max() <= 1e-6
+    plain = 2 * x * covered - 1
+    assert (got - plain).abs().max() <= 1e-6
+    cut = A.augment((images * 255).byte().permute(0, 2, 3, 1), torch.from_numpy(plan.table()), cutout=10)
+    for image, expected, (row, column) in zip(cut, plain.clone(), plan.square.astype(int), strict=True):
+        expected[:, max(0, row - 5) : row + 5, max(0, column - 5) : column + 5] = 0
+        assert (image - expected).abs().max() <= 1e-6
 
 
 def test_corners_that_a_rotation_uncovers_are_black_and_the_inside_is_not():
@@ -305,4 +310,4 @@ def test_the_offsets_of_flips_and_crops_are_uniform():
 
 def test_without_augmentation_the_parameters_change_nothing():
     plan = epoch_plan(seed=1, epoch=1, images=3, augment="none")
-    assert plan.table().tolist() == [[0, 0, 32, 32, 0, 0, 1, 1, 1, 0]] * 3
+    assert plan.table()[:, :10].tolist() == [[0, 0, 32, 32, 0, 0, 1, 1, 1, 0]] * 3

@@ -23,7 +23,7 @@ from bench import (
 from cifar_lab.data.cache import DataError
 from cifar_lab.experiments import EXPERIMENTS
 from cifar_lab.run_folder.reader import read_runs, report_runs
-from cifar_lab.settings import ALL_PRESETS, PRESETS
+from cifar_lab.settings import ALL_PRESETS, PRESETS, Settings
 from cifar_lab.training import device, group
 
 ABOUT = {"device": "cpu: made up", "precision": "fp32", "torch": "2", "python": "3", "platform": "Linux",
@@ -109,7 +109,7 @@ def test_the_slice_of_the_report_covers_all_of_it(capsys):
 
 
 def test_accuracy(monkeypatch, tmp_path, capsys):
-    for presets in (PRESETS, ALL_PRESETS):
+    for presets in (PRESETS, Settings.presets, ALL_PRESETS):
         monkeypatch.setitem(presets, "quick", {"width": 0.03, "train_size": 200, "test_size": 50, "epochs": 2})
     flags = ["--models", "vgg_a_bn", "inception", "--seeds", "3", "4", "--device", "cpu", "--output", str(tmp_path)]
     assert accuracy.main(flags) == 0

@@ -26,11 +26,14 @@ from cifar_lab.settings import (
     ALL_PRESETS,
     AUGMENTS,
     INITS,
+    LARGEST_DECAY,
     LARGEST_SEED,
     PRECISIONS,
     PRESETS,
     SHORT,
+    SIZE,
     RunConfig,
+    Settings,
     output,
     preset_defaults,
     run_folder,
@@ -133,7 +136,7 @@ def test_training_scripts(name, data):
     event("refused" if asked is None else "accepted")
     if asked is None:
         return
-    assert asked.preset in (ALL_PRESETS if module is MyVGG else PRESETS)
+    assert asked.preset in (ALL_PRESETS if module is MyVGG else Settings.presets)
     assert asked.epochs >= 1 and asked.batch_size >= 2 and 0 < asked.width <= 8
     assert 2 <= asked.train_size <= 50_000 and 1 <= asked.test_size <= 10_000
     assert 0 <= asked.checkpoint_seconds < float("inf")
@@ -222,6 +225,11 @@ run_configs = st.builds(
     weight_decay=st.floats(0, 10),
     bias_decay=st.booleans(),
     test_time_flip=st.booleans(),
+    ema=st.floats(0, LARGEST_DECAY),
+    bn_images=st.integers(0, 50_000),
+    cutout=st.integers(0, SIZE),
+    mixup=st.floats(0, 100),
+    first_size=st.integers(8, SIZE),
     seed_per_rate=st.booleans(),
     seed=st.integers(0, LARGEST_SEED),
     momentum=st.floats(0, 1),

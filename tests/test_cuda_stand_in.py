@@ -41,6 +41,8 @@ GROUP = ("--optimizer", "adam", "sgd", "--momentum", "0.9", "--lrs", "1e-2")
 LEARNING_RATES = ("--lrs", "1e-2", "3e-3")
 SCHEDULE = (*GROUP, "--schedule", "one-cycle", "--warmup", "1")
 NADAM = ("--optimizer", "nadam")
+AVERAGE = (*ALONE, "--ema", "0.9")
+GROWING = (*ALONE, "--first-size", "24")
 
 
 class Small(nn.Module):
@@ -55,7 +57,7 @@ class Small(nn.Module):
         self.head = nn.Sequential(nn.Flatten(), StepDropout(0.5), nn.Linear(96, 10))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(torch.cat(self.branches(nn.functional.avg_pool2d(images, 8)), dim=1))
+        return self.head(torch.cat(self.branches(nn.functional.adaptive_avg_pool2d(images, 4)), dim=1))
 
 
 FALLBACK = "no CUDA graph, training continues without one: "
@@ -101,6 +103,7 @@ def live(runs: list, batches: loader.Loader) -> dict[str, Tensor]:
             for name, value in one.optimizer.state[parameter].items()
         }
         own = modules | state | {"losses": one.losses, "correct": one.correct}
+        own |= {f"averaged {name}": tensor for name, tensor in one.averaged.items()}
         own |= {f"learning rate {i}": group["lr"] for i, group in enumerate(one.optimizer.param_groups)}
         found |= {f"{one.label} {name}": x for name, x in own.items() if isinstance(x, Tensor)}
     return found
@@ -385,6 +388,10 @@ def test_graphs_leave_what_eager_steps_leave(command, training):
         ("--optimizer adam sgd --schedule one-cycle --loss hinge", [8]),
         ("--optimizer adam sgd --schedule step --loss focal", [8]),
         ("--optimizer adam --loss label_smoothing", [8]),
+        ("--optimizer muon adamw --lrs 1e-2 --schedule cosine", [8]),
+        ("--optimizer adam sgd --lrs 1e-2 --ema 0.9 --cutout 12 --mixup 0.5", [8]),
+        ("--optimizer adam --ema 0.99 --bn-images 20 --test-time-flip --mixup 1", [8]),
+        ("--optimizer adam sgd --first-size 24 --mixup 0.2", [4, 4]),
         ("--optimizer adam sgd --batch-size 46 --no-augment", [2]),  # a last batch of one image
         ("--optimizer adam sgd --batch-size 47", [2]),  # no partial batch
         ("--optimizer adam sgd --batch-size 60", []),  # nothing but a partial batch
@@ -570,6 +577,8 @@ SCENARIOS = {
     "resumed": lambda training, results: resumed(training, results, 7, [1]),
     "schedule": lambda training, results: training.complaints(*SCHEDULE, replays=[8]),
     "nadam": lambda training, results: training.complaints(*NADAM, replays=[8]),
+    "average": lambda training, results: training.complaints(*AVERAGE, replays=[8]),
+    "growing": lambda training, results: training.complaints(*GROWING, replays=[4, 4]),
     "schedule resumed": lambda training, results: resumed(training, results, 7, [1], SCHEDULE),
     "one ahead": one_ahead,
     "out of memory": lambda training, results: ended_in_capture(training, GROUP, "out of memory", 25),
@@ -624,7 +633,7 @@ FAULTS = {  # scenario; function, and what is replaced in it; first word of a co
         "group", group.Lockstep, "accelerate", " and batch.size == self.loader.batch_size", "", "replays",
     ),
     "the graph of another group": (
-        "one ahead", group.Lockstep, "accelerate", "tuple(run.label for run in batch.runs)", "()", "replays",
+        "one ahead", group.Lockstep, "accelerate", "*(run.label for run in batch.runs)", "", "replays",
     ),
     "a new graph each step": ("group", group.Lockstep, "accelerate", "if key not in graphs", "if True", "replays"),
     "nothing": ("group", group.Lockstep, "accelerate", "if graph is not None", "if False", "replays"),
@@ -647,7 +656,14 @@ FAULTS = {  # scenario; function, and what is replaced in it; first word of a co
     "learning rates of a checkpoint in the optimizer": (
         "schedule resumed", run.TrainingRun, "_load_state", "self._hold_rates()", "pass", "logs",
     ),
-    "learning rates not put back": ("schedule", group, "capture", ", *run.rates)", ")", "state"),
+    "learning rates not put back": ("schedule", group, "capture", " *run.rates,", "", "state"),
+    "averages not put back": ("average", group, "capture", ", *run.averaged.values())", ")", "state"),
+    "the average of the step within the epoch": (
+        "average", run.TrainingRun, "__init__", "ema, self._step)", "ema, loader.index)", "logs",
+    ),
+    "a graph of another image size": (
+        "growing", group.Lockstep, "accelerate", "self.loader.image_size, ", "0, ", "replays",
+    ),
     # The host waits, or copies.
     "the loss is read": ("group", MyVGG, "training_step", "loss.backward()", "loss.item(), loss.backward()", "graph"),
     "a value decides": ("group", MyVGG, "training_step", "loss.backward()", "loss > 0 and loss.backward()", "graph"),
@@ -682,7 +698,7 @@ FAULTS = {  # scenario; function, and what is replaced in it; first word of a co
     # The epoch augmented ahead.
     "a batch too late": ("resumed", loader.Loader, "start_epoch", "arange(step *", "arange((step + 1) *", "logs"),
     "labels of other images": (
-        "group", loader.Loader, "batch", "_ahead.index_select(0, rows)", "_ahead.index_select(0, rows.flip(0))", "logs",
+        "group", loader.Loader, "batch", " ahead.index_select(0, rows)", " ahead.index_select(0, rows.flip(0))", "logs",
     ),
 }  # fmt: skip
 
@@ -690,7 +706,7 @@ FAULTS = {  # scenario; function, and what is replaced in it; first word of a co
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_seen(fault, training, results):
     scenario, owner, name, old, new, kind = FAULTS[fault]
-    for flags in (ALONE, GROUP, LEARNING_RATES, SCHEDULE, NADAM):
+    for flags in (ALONE, GROUP, LEARNING_RATES, SCHEDULE, NADAM, AVERAGE, GROWING):
         training.eager(*flags)
     with plant(owner, name, old, new):
         found = SCENARIOS[scenario](training, results)

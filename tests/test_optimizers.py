@@ -5,8 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+import MyFramework  # noqa: F401  registers networks
+import MyVGG  # noqa: F401
+from cifar_lab.muon import orthogonalized as orthogonalize
+from cifar_lab.networks import NETWORKS
 from cifar_lab.optimizers import OPTIMIZERS, build_optimizer
 from cifar_lab.settings import RunConfig
+from cifar_lab.width import parameter_groups
 
 STEPS = 3
 LR, DECAY = 0.01, 0.3  # a decay large enough to be seen in the first step
@@ -124,6 +129,24 @@ def adadelta(w, gradients, decay):
     return w
 
 
+def orthogonalized(matrix):
+    """Jordan (2024): five Newton-Schulz iterations X <- a X + b X X^T X + c X X^T X X^T X, from unit Frobenius norm."""
+    x = matrix / (np.linalg.norm(matrix) + 1e-7)
+    for _ in range(5):
+        x = 3.4445 * x - 4.7750 * x @ x.T @ x + 2.0315 * x @ x.T @ x @ x.T @ x
+    return x
+
+
+def muon(w, gradients, decay):
+    """Jordan (2024) with Nesterov's momentum 0.95, decoupled decay, and the scale of Liu et al. (2025), eq. 4."""
+    momentum = 0
+    for g in gradients:
+        momentum = 0.95 * momentum + g
+        update = orthogonalized((g + 0.95 * momentum).reshape(len(g), -1)).reshape(w.shape)
+        w = w - LR * decay * w - LR * 0.2 * np.sqrt(max(len(w), w[0].size)) * update
+    return w
+
+
 BY_HAND = {
     "adam": lambda w, g, decay, momentum: adam(w, g, decay, decoupled=False),
     "adamw": lambda w, g, decay, momentum: adam(w, g, decay, decoupled=True),
@@ -134,6 +157,7 @@ BY_HAND = {
         of.__name__: lambda w, g, decay, momentum, of=of: of(w, g, decay)
         for of in (nadam, radam, adamax, adagrad, adadelta)
     },
+    "muon": lambda w, g, decay, momentum: adam(w, g, decay, decoupled=True),  # of parameters that are no matrices
 }
 
 
@@ -158,8 +182,50 @@ def test_steps_by_hand(name, momentum, decay):
     got = steps(RunConfig("vgg_a", optimizer=name, lr=LR, weight_decay=decay, momentum=momentum))
     for i, start in enumerate(START):
         expected = BY_HAND[name](start, [gradients[i] for gradients in GRADIENTS], decay, momentum)
-        # Rounding of float64: the largest relative difference seen is 8e-16. NAdam has a factor in float32.
-        np.testing.assert_allclose(got[i], expected, rtol=1e-6 if name == "nadam" else 1e-14, atol=0)
+        # Rounding of float64: the largest relative difference seen is 8e-16. NAdam and Muon have factors in float32.
+        np.testing.assert_allclose(got[i], expected, rtol=1e-6 if name in ("nadam", "muon") else 1e-14, atol=0)
+
+
+# --- Muon's matrices --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay", [0.0, DECAY])
+@pytest.mark.parametrize("shape", [(2, 3), (5, 2), (4, 2, 3, 3), (12, 1, 3, 3)])
+def test_steps_of_matrices_by_hand(shape, decay):
+    start, *gradients = (RNG.normal(0, 1, shape) for _ in range(STEPS + 1))
+    parameter = nn.Parameter(torch.tensor(start))
+    config = RunConfig("vgg_a", optimizer="muon", lr=LR, weight_decay=decay, precision="fp32")
+    optimizer = build_optimizer(config, [{"params": [parameter], "matrices": True}], torch.device("cpu"))
+    for gradient in gradients:
+        parameter.grad = torch.tensor(gradient)
+        optimizer.step()
+    # The products are in float32.
+    np.testing.assert_allclose(parameter.detach().numpy(), muon(start, gradients, decay), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, low, high", [(torch.float32, 0.68, 1.2), (torch.bfloat16, 0.66, 1.25)])
+def test_singular_values_become_about_one_and_singular_vectors_stay(dtype, low, high):
+    """Jordan's coefficients take singular values from a hundredth of the norm on to within 0.68 and 1.13."""
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(n, 6, generator=generator, dtype=torch.float64))[0] for n in (6, 40))
+    values = torch.tensor([1.0, 0.5, 0.3, 0.1, 0.05, 0.02], dtype=torch.float64)
+    for matrix in (u * values @ v.T, v * values @ u.T):
+        found = orthogonalize(matrix.float(), dtype).double()
+        left, right = (u, v) if len(matrix) == 6 else (v, u)
+        core = left.T @ found @ right
+        assert low < core.diagonal().min() <= core.diagonal().max() < high
+        assert (core - core.diagonal().diag()).abs().max() < (1e-4 if dtype == torch.float32 else 0.05)
+
+
+def test_muon_orthogonalizes_hidden_weights_and_no_others():
+    for model, count in (("vgg_a_bn", 10), ("inception_res", 63)):
+        network = NETWORKS[model].build(RunConfig(model, width=0.125))
+        groups = parameter_groups(RunConfig(model, optimizer="muon", width=0.125), network)
+        named = {id(p): name for name, p in network.named_parameters()}
+        told = {named[id(p)] for group in groups if group["matrices"] for p in group["params"]}
+        last = "head.6.weight" if model == "vgg_a_bn" else "output.weight"
+        assert told == {name for name, p in network.named_parameters() if p.dim() > 1} - {last}
+        assert len(told) == count
 
 
 def test_every_optimizer_is_compared_with_its_paper():

@@ -10,7 +10,7 @@ import landscape
 import MyFramework
 import MyVGG
 import plot_results
-from cifar_lab.experiments import EXPERIMENTS, PAPER_EXPERIMENTS, config_of
+from cifar_lab.experiments import EXPERIMENTS, MODERN_EXPERIMENTS, PAPER_EXPERIMENTS, config_of
 from cifar_lab.jobs.task import tasks
 from cifar_lab.settings import PAPER_PRESETS, Settings
 from cifar_lab.training import script
@@ -67,9 +67,10 @@ def test_links_of_the_readme_lead_somewhere():
         assert (ROOT / link).exists(), link
 
 
-@pytest.mark.parametrize("preset", ["report", "laptop", "quick", "paper", "paper-quick"])
+@pytest.mark.parametrize("preset", ["report", "laptop", "quick", "paper", "paper-quick", "modern"])
 def test_the_list_of_commands_trains_the_runs_that_the_table_names(preset):
     listed = PAPER_EXPERIMENTS if preset in PAPER_PRESETS else EXPERIMENTS
+    listed = MODERN_EXPERIMENTS if preset == "modern" else listed
     for experiment in listed:
         settings = parsed(experiment.command(preset, (3,)))
         assert settings.runs(3) == [config_of(run, preset, 3) for run in experiment.names]

@@ -155,6 +155,8 @@ def test_stopped_at_every_step_and_during_evaluation(epoch, number, command, res
         "--warmup 2",
         "--validation-size 20 --augment flip-crop --seed 3",
         "--optimizer nadam radam adamax adagrad adadelta --momentum 0 --schedule step",
+        "--optimizer muon adamw nesterov --schedule cosine --ema 0.9 --cutout 12 --test-time-flip",
+        "--mixup 0.5 --bn-images 60 --first-size 28 --ema 0.7",
     ],
 )
 def switched(request, synthetic_data, workers):

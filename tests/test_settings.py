@@ -26,7 +26,7 @@ SCRIPTS = {"MyVGG.py": MyVGG, "MyFramework.py": MyFramework}
 # Every setting of the report's recipe; a run's model, optimizer, learning rate and seed come on top.
 RECIPE = {
     "weight_decay": 1e-4, "bias_decay": True, "seed_per_rate": False, "test_time_flip": False, "momentum": 0.0,
-    "width": 1.0,
+    "width": 1.0, "ema": 0.0, "bn_images": 0, "cutout": 0, "mixup": 0.0, "first_size": 32,
     "activation": "relu", "loss": "cross_entropy", "schedule": "constant", "warmup": 0.0, "schedule_epochs": 0,
     "width_transfer": True, "init": "he", "batch_size": 100,
     "train_size": 50_000, "test_size": 10_000, "validation_size": 0, "augment": "report", "device": "auto",
@@ -455,6 +455,7 @@ def test_config_json_holds_what_was_asked_for(data, tmp_path):
         "model": "vgg_a", "optimizer": "sgd", "lr": 0.25, "weight_decay": 1e-4, "bias_decay": True, "seed": 3,
         "seed_per_rate": False, "momentum": 0.5, "activation": "relu", "loss": "cross_entropy",
         "schedule": "constant", "warmup": 0.0, "schedule_epochs": 0, "test_time_flip": False,
+        "ema": 0.0, "bn_images": 0, "cutout": 0, "mixup": 0.0, "first_size": 32,
         "width": 0.03, "width_transfer": True, "init": "xavier", "batch_size": 50, "train_size": 130, "test_size": 20,
         "validation_size": 0, "augment": "none", "device": "cpu", "precision": "fp32", "probe_every": 0, "options": {},
         "dataset": "cifar10", "classes": 10, "data_digest": "",

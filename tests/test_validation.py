@@ -146,7 +146,7 @@ def test_the_console_says_which_accuracy():
     assert short_epoch_text(1, 2, results, 80) == "epoch 1/2: validation accuracy 1 31.00, 2 32.00%"
     summary = {
         "train_seconds": 1, "test_seconds": 1, "final_accuracy": 40.0, "epochs": 3, "test_accuracy": 39.0,
-        "best_accuracy_selected_on_validation": 41.0, "images_per_second": None,
+        "best_accuracy_selected_on_validation": 41.0, "images_per_second": None, "tflops": None,
     }  # fmt: skip
     said = result_text(summary)
     assert said.endswith("final validation accuracy 40.00% (mean of the last 3 epochs), test accuracy 39.00%")

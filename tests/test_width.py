@@ -55,6 +55,7 @@ VGG_FACTORS = {
         name: [(1, ROOT_8), (8, 1), (8, 1 / ROOT_8), (1, ROOT_8)]
         for name in ("nadam", "radam", "adamax", "adagrad", "adadelta")
     },
+    "muon": [(1, 1), (8, 1 / 8), (8, 1 / 8), (1, 1)],
 }
 WEIGHTS = [f"features.{i}.weight" for i in (0, 3, 6, 8, 11, 13, 16, 18)] + [f"head.{i}.weight" for i in (0, 2, 4)]
 BN_WEIGHTS = [f"features.{i}.weight" for i in (0, 4, 8, 11, 15, 18, 22, 25)] + [f"head.{i}.weight" for i in (0, 3, 6)]
@@ -291,6 +292,7 @@ def test_runs_from_before_are_read_as_what_they_were(tmp_path):
         later = {
             "width_transfer": transfer, "bias_decay": True, "seed_per_rate": False, "activation": "relu",
             "loss": "cross_entropy", "schedule": "constant", "warmup": 0.0, "schedule_epochs": 0, "validation_size": 0,
+            "ema": 0.0, "bn_images": 0, "cutout": 0, "mixup": 0.0, "first_size": 32,
             "test_time_flip": False, "augment": "report", "dataset": "cifar10", "classes": 10, "data_digest": "",
         }  # fmt: skip
         assert read_config(tmp_path)["settings"] == settings | later

@@ -174,7 +174,7 @@ def with_network(builder: Callable[..., nn.Module]) -> None:
 def small_network(*, width: float = 1.0) -> nn.Module:
     """Weights, running statistics and dropout."""
     return nn.Sequential(
-        nn.AvgPool2d(8), nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), StepDropout(0.5),
+        nn.AdaptiveAvgPool2d(4), nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), StepDropout(0.5),
         nn.Linear(128, 10),
     )  # fmt: skip
 

@@ -47,7 +47,7 @@ from cifar_lab.measures.band import (
     width_ratio,
 )
 from cifar_lab.run_folder.reader import Run, report_runs
-from cifar_lab.settings import PAPER_PRESETS, counted, number
+from cifar_lab.settings import PRESETS, counted, number
 
 BANDS = {"vgg_a": PLAIN_BAND, "vgg_a_bn": BN_BAND}  # of the report's figure: network, names of its runs
 LOSS_SHOWN = 3.0  # nats: the band's axis ends there, if there are ten classes: a uniform guess has a loss of 2.3
@@ -64,7 +64,7 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
     """
     folder = results / preset / "figures"
     shown: set[Run] = set()
-    for published in (False, True) if preset not in PAPER_PRESETS else ():
+    for published in (False, True) if preset in PRESETS else ():
         report = of_report(report_runs([run for run in runs if run.published == published], preset))
         for model, rates in report.items() if not published else ():
             if not rates and not any(run.published and run.model == model for run in runs):

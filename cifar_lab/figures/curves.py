@@ -32,7 +32,7 @@ from cifar_lab.figures.style import (
     small_print,
 )
 from cifar_lab.run_folder.reader import Run, report_runs
-from cifar_lab.settings import PAPER_PRESETS, first_of, name_of
+from cifar_lab.settings import PAPER_PRESETS, PRESETS, first_of, name_of
 
 EPOCHS_WITH_MARKERS = 20  # up to here an epoch is marked, so that a line shows how few points it joins
 BLOW_UP = 4.0  # a ratio of the first epoch's loss to the largest later one from which on the first is not shown
@@ -201,7 +201,7 @@ def draw_all(figures: Figures, results: Path, preset: str, runs: Sequence[Run]) 
     shown: set[Run] = set()
     canvases: dict[Figure, Canvas] = {}
     views: dict[Figure, View] = {}
-    for figure in FIGURES if preset not in PAPER_PRESETS else ():
+    for figure in FIGURES if preset in PRESETS else ():
         runs_of = {name: [r for f in found for r in f.get(name, {}).values()] for name in figure.runs}
         # Before the end of its first epoch a run has nothing to show; if it diverged there, it never will.
         without = [name for name, of in runs_of.items() if not any(run.epochs_done or run.complete for run in of)]

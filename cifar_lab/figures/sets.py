@@ -8,17 +8,29 @@ import itertools
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from matplotlib.colors import to_hex
 
-from cifar_lab.figures.style import OTHER_COLOURS, Look, looks, network_label, optimizer_label, plt, schedule_label
+from cifar_lab.figures.style import (
+    OTHER_COLOURS,
+    Look,
+    looks,
+    network_label,
+    optimizer_label,
+    planned_label,
+    plt,
+    schedule_label,
+)
 from cifar_lab.optimizers import OPTIMIZERS
 from cifar_lab.run_folder.reader import Run
 from cifar_lab.settings import RunConfig, words
 
-LABELS = {"optimizer": optimizer_label, "schedule": schedule_label}  # of settings that include another one
+LABELS = {  # of settings that include another one
+    "optimizer": optimizer_label, "schedule": schedule_label,
+    **{setting: partial(planned_label, setting) for setting in ("first_size", "bn_images")},
+}  # fmt: skip
 MOST = 24  # figures of a kind, beside the report's
 Rates = dict[int, list[Run]]  # by seed a run per learning rate, the same rates for each seed, the largest first
 

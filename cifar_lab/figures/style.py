@@ -26,7 +26,8 @@ from cifar_lab.project import command
 from cifar_lab.run_folder.files import write_whole
 from cifar_lab.run_folder.reader import Run
 from cifar_lab.run_folder.schema import RunFileError
-from cifar_lab.settings import RunConfig, first_of, name_of, number, seeds_in_words, words
+from cifar_lab.schedules import SCHEDULES
+from cifar_lab.settings import RunConfig, counted, first_of, name_of, number, seeds_in_words, words
 
 # One colour, one meaning, in all figures. Those of the report's networks and optimizers are in their registries, from
 # Okabe and Ito (2008), distinguishable with every common colour vision; a network without one takes the next of these
@@ -158,10 +159,16 @@ def optimizer_label(run: Run) -> str:
 
 def schedule_label(run: Run) -> str:
     """The learning-rate schedule in words, with the epochs that it goes over."""
-    epochs = run.settings["schedule_epochs"]
-    return words("schedule", run.settings["schedule"]) + (
-        f" over {epochs} epoch{'s' * (epochs != 1)}" if epochs else ""
-    )
+    schedule, epochs = run.settings["schedule"], run.settings["schedule_epochs"]
+    planned = schedule in SCHEDULES and SCHEDULES[schedule].planned
+    return words("schedule", schedule) + (f" over {counted(epochs, 'epoch')}" if planned and epochs else "")
+
+
+def planned_label(setting: str, run: Run) -> str:
+    """A setting that depends on the length of the run, with the epochs if the schedule does not say them."""
+    value, epochs = run.settings[setting], run.settings["schedule_epochs"]
+    said = value == getattr(RunConfig, setting) or "over" in schedule_label(run)
+    return words(setting, value) + ("" if said else f" in {counted(epochs, 'epoch')}")
 
 
 def _each(runs: Sequence[Run], form: Callable[[Run], str]) -> str:

@@ -166,8 +166,14 @@ def load_model(
         raise CheckpointError(f"{error}{create}") from None
     for reason in passed_over:
         warn(reason)
-    model.load_state_dict(state["model"])
+    model.load_state_dict(evaluated(state))
     return model.eval(), state
+
+
+def evaluated(state: dict) -> dict[str, torch.Tensor]:
+    """The weights and buffers that a checkpoint's run is evaluated with: averaged, and with statistics estimated again,
+    if it has those."""
+    return state["model"] | state.get("average", {}) | state.get("statistics", {})
 
 
 def _check_position(folder: Path, config: dict[str, Any], state: dict, of_newest: bool) -> None:
@@ -197,7 +203,7 @@ def kept_weights(folder: Path, model: nn.Module, state: dict, before: int) -> di
             check(path, content, form)
             if (behind := content["epochs"] * config.steps_per_epoch + content["step"]) != step:
                 raise CheckpointError(f"{path}: holds the weights after step {behind}")
-            found[step] = content["model"]
+            found[step] = evaluated(content)
     return found
 
 

@@ -193,8 +193,8 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     was another setting was trained with that one's default.
     """
     later = (
-        "activation", "loss", "schedule", "warmup", "schedule_epochs", "test_time_flip", "bias_decay", "seed_per_rate",
-        "validation_size", "dataset", "classes", "data_digest",
+        "activation", "loss", "schedule", "warmup", "schedule_epochs", "test_time_flip", "ema", "bn_images", "cutout",
+        "mixup", "first_size", "bias_decay", "seed_per_rate", "validation_size", "dataset", "classes", "data_digest",
     )  # fmt: skip
     found = {name: getattr(RunConfig, name) for name in later} | dict(settings)
     if isinstance(found.get("augment"), bool):  # while there was one augmentation

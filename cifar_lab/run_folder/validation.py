@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cifar_lab.measures.evaluation import statistics_of
 from cifar_lab.networks import Description
 from cifar_lab.optimizers import build_optimizer
 from cifar_lab.run_folder.inputs import is_plain
@@ -72,6 +73,7 @@ class Form:
         self._config = config
         self._description = description
         self._model = {name: Like.of(name, tensor) for name, tensor in model.state_dict().items()}
+        self._statistics = {name: self._model[name] for name in statistics_of(model)} if config.bn_images else {}
         self._groups: list[dict] | None = None
         if optimizer:
             self._groups, self._moments, self._optional = _optimizer_form(config, description, model)
@@ -99,6 +101,7 @@ class Form:
         if not isinstance(state, dict):
             yield "not a checkpoint of this project"
             return
+        needed |= {key for key, of in (("average", self._config.ema), ("statistics", self._config.bn_images)) if of}
         yield from _keys("the checkpoint", state, needed, {"probes_stopped_at", "inputs"})
         if "inputs" in state and not is_plain(state["inputs"]):
             yield "inputs are not classes, shape, mean and deviation"
@@ -106,6 +109,11 @@ class Form:
             yield f"inputs have {named} classes instead of {self._config.classes}"
         yield from self._of_identity(state)
         yield from _tensors("model", state["model"], self._model)
+        if "average" in needed:
+            floating = {name: like for name, like in self._model.items() if like.dtype.is_floating_point}
+            yield from _tensors("average", state["average"], floating)
+        if "statistics" in needed and state["statistics"] != {}:
+            yield from _tensors("statistics", state["statistics"], self._statistics)
         yield from self._of_position(state)
         if self._groups is not None:
             yield from self._of_optimizer(state["optimizer"], self._total(state))

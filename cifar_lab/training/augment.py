@@ -134,7 +134,7 @@ def flip_crop(images: Tensor, table: Tensor, by: Normalization) -> Tensor:
 
 def of_report(images: Tensor, table: Tensor, by: Normalization) -> Tensor:
     """The report's crop, flip, rotation and colors."""
-    crop, flip, angle, color = table[:, :4], table[:, 4], table[:, 5], table[:, 6:]
+    crop, flip, angle, color = table[:, :4], table[:, 4], table[:, 5], table[:, 6:10]
     images, covered = resample(to_unit(images), crop, flip, angle)
     images = brightness(images, color[:, 0])
     images = contrast(images, color[:, 1])
@@ -143,14 +143,30 @@ def of_report(images: Tensor, table: Tensor, by: Normalization) -> Tensor:
     return normalize(images.mul_(covered), by)
 
 
+def cut_out(images: Tensor, center: Tensor, side: int) -> Tensor:
+    """A square of zeros, the middle of what normalization gives, in each image; what lies beyond the edge is cut off
+    (DeVries & Taylor 2017, "Improved Regularization of Convolutional Neural Networks with Cutout").
+
+    images (B, 3, 32, 32), normalized; center (B, 2): row and column; side in pixels.
+    """
+    axis = torch.arange(SIZE, device=images.device)
+    rows, columns = (axis - (center[:, i : i + 1] - side // 2) for i in range(2))  # (B, 32), from the square's edge
+    inside = ((rows >= 0) & (rows < side)).unsqueeze(2) & ((columns >= 0) & (columns < side)).unsqueeze(1)
+    return images.masked_fill(inside.unsqueeze(1), 0)
+
+
 AUGMENTATIONS = {  # by `settings.AUGMENTS`
     "none": lambda images, table, by: network_input(images, by), "flip-crop": flip_crop, "report": of_report,
 }  # fmt: skip
 
 
-def augment(images: Tensor, table: Tensor, by: Normalization = HALF, kind: str = "report") -> Tensor:
+def augment(
+    images: Tensor, table: Tensor, by: Normalization = HALF, kind: str = "report", cutout: int = 0
+) -> Tensor:  # fmt: skip
     """One batch, augmented and normalized.
 
-    images (B, 32, 32, 3) uint8; table (B, 10), rows of `EpochPlan.table`. Returns (B, 3, 32, 32), normalized.
+    images (B, 32, 32, 3) uint8; table (B, 12), rows of `EpochPlan.table`; cutout: side of a square, 0 for none. Returns
+    (B, 3, 32, 32), normalized.
     """
-    return AUGMENTATIONS[kind](images, table, by)
+    augmented = AUGMENTATIONS[kind](images, table, by)
+    return cut_out(augmented, table[:, 10:], cutout) if cutout else augmented

@@ -75,7 +75,8 @@ def capture(
             main.wait_stream(stream)  # join
         advance()
 
-    kept = [*counters, *(tensor for run in runs for tensor in (run.losses, run.correct, *run.rates))]
+    of_runs = (tensor for run in runs for tensor in (run.losses, run.correct, *run.rates, *run.averaged.values()))
+    kept = [*counters, *of_runs]
     before = [tensor.clone() for tensor in kept]
     saved = _state(runs)
     failure: BaseException | None = None

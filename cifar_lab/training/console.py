@@ -58,7 +58,9 @@ def result_text(summary: dict) -> str:
     if "test_accuracy" in summary:
         words.append(f"test accuracy {summary['test_accuracy']:.2f}%")
     if summary["images_per_second"]:
-        words.append(f"{summary['images_per_second']:.0f} images/s, {summary['tflops']:.3g} TFLOP/s")
+        words.append(f"{summary['images_per_second']:.0f} images/s")
+    if summary["tflops"]:
+        words.append(f"{summary['tflops']:.3g} TFLOP/s")
         words.append(f"{100 * summary['share_of_matmul_rate']:.0f}% of the matrix-product rate")
     if "probes_stopped_at_step" in summary:
         words.append(f"probes stopped at step {summary['probes_stopped_at_step']}, where the gradient is not finite")

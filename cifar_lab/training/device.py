@@ -7,9 +7,10 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from cifar_lab import openmp
 from cifar_lab.settings import Settings
 from cifar_lab.training.threads import default_threads
+
+NONE: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class DeviceError(Exception):
@@ -36,20 +39,22 @@ class Device:
     cuda_graph: bool = False
     note: str = ""  # what is not as one would expect; printed once
 
-    def forward(self, model: nn.Module, images: Tensor) -> Tensor:
+    def forward(self, model: nn.Module, images: Tensor, others: Mapping[str, Tensor] = NONE) -> Tensor:
         """A network's logits in fp32: computed in bf16 over fp32 master weights, or in fp32 throughout.
+
+        others: weights and buffers in place of its own, by name. A pass in train mode changes those in place too.
 
         bf16 is what autocast computes, but for the number of kernels: autocast casts each weight and each gradient by
         itself, here all of them are cast at once. Its weight cache is off: in a CUDA graph it would hold tensors of
         another capture.
         """
         if self.precision != "bf16":
-            return model(images)
+            return torch.func.functional_call(model, dict(others), (images,)) if others else model(images)
         shared = {id(weight): (name, weight) for name, weight in _of_convolutions_and_linear_layers(model)}
-        weights = dict(shared.values())
+        weights = {name: others.get(name, weight) for name, weight in shared.values()}
         low = dict(zip(weights, _ToBf16.apply(*weights.values()), strict=True))
         with torch.autocast(self.torch.type, torch.bfloat16, cache_enabled=False):
-            return torch.func.functional_call(model, low, (images,)).float()
+            return torch.func.functional_call(model, {**others, **low}, (images,)).float()
 
     def place(self, module_or_images):
         """A module, or images (B, C, H, W), on the device in its memory format."""

@@ -168,11 +168,13 @@ class Lockstep:
     def accelerate(self, training_step: TrainingStep) -> Callable[[Batch], None]:
         """The training step for every run of a batch: replayed from a CUDA graph if the device has them, on a CPU
         side by side."""
-        graphs: dict[tuple[str, ...], torch.cuda.CUDAGraph | None] = {}
+        graphs: dict[tuple[int | str, ...], torch.cuda.CUDAGraph | None] = {}
 
         def step(run: TrainingRun, images: Tensor, labels: Tensor, index: Tensor) -> None:
             run.set_rates()
             loss, correct = training_step(run, images, labels)
+            if run.average:
+                run.average.update()
             run.losses.index_copy_(0, index, loss.float().view(1))
             run.correct.index_copy_(0, index, correct.view(1))
 
@@ -187,7 +189,7 @@ class Lockstep:
                     step(run, images, labels, self.loader.index.view(1))
 
         def captured(batch: Batch) -> torch.cuda.CUDAGraph | None:
-            graphs.clear()  # runs that parted, or met, do not come back: the last graph is never used again
+            graphs.clear()  # neither runs that parted, or met, nor sizes come back: the last graph is never used again
             try:
                 return capture(
                     partial(capturable, batch.runs, batch.size), self.loader.advance, batch.runs,
@@ -205,7 +207,7 @@ class Lockstep:
         def update(batch: Batch) -> None:
             graph = None
             if self.device.cuda_graph and batch.size == self.loader.batch_size:
-                key = tuple(run.label for run in batch.runs)
+                key = (self.loader.image_size, *(run.label for run in batch.runs))
                 if key not in graphs:
                     graphs[key] = captured(batch)
                 graph = graphs[key]
@@ -231,7 +233,8 @@ class Lockstep:
         trained = [run for run in trained if not run.ended]
         totals: dict[TrainingRun, tuple[Tensor, Tensor, Tensor]] = {}
         for run in trained:
-            self.side_by_side.start(run, partial(self._test, run, totals, self.loader.held_out_batches()))
+            last = epoch == self._target
+            self.side_by_side.start(run, partial(self._test, run, totals, self.loader.held_out_batches(), last))
         self.side_by_side.wait()
         if len(totals) < len(trained):
             self._save(trained)
@@ -299,11 +302,13 @@ class Lockstep:
                 self._diverged(run, int(np.argmin(finite)), "training loss")
 
     def _test(
-        self, run: TrainingRun, totals: dict[TrainingRun, tuple[Tensor, Tensor, Tensor]], images: Batches
+        self, run: TrainingRun, totals: dict[TrainingRun, tuple[Tensor, Tensor, Tensor]], images: Batches,
+        last: bool = False,
     ) -> None:  # fmt: skip
         """Puts the sum of the losses, the confusion matrix and the predictions, on the device, into `totals`.
 
-        Stops between batches if a signal has come, and then puts nothing there.
+        last: after the last epoch, when BatchNorm's statistics are estimated again if the run has that. Stops between
+        batches if a signal has come, and then puts nothing there.
         """
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -314,9 +319,11 @@ class Lockstep:
                     self._turns.take(lambda: None)
                 yield batch
 
+        if last and run.config.bn_images:
+            run.estimate_statistics()
         run.model.eval()
         with suppress(_EvaluationStopped):
-            totals[run] = evaluate(run.predict, batches(), run.loss)
+            totals[run] = evaluate(run.predictor(), batches(), run.criterion)
         run.model.train()
 
     def _diverged(self, run: TrainingRun, index: int, which: str) -> None:

@@ -4,12 +4,13 @@ On a CPU that happens batch by batch, in cache. On a GPU an epoch's images are a
 75 kernels of the augmentation take as long for a hundred images as for thousands, and a step is left with a gather.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cifar_lab.data.cache import CIFAR10, DataSet
@@ -18,7 +19,7 @@ from cifar_lab.data.sources import DataError
 from cifar_lab.run_folder.inputs import Inputs
 from cifar_lab.training.augment import augment, network_input
 from cifar_lab.training.device import Device
-from cifar_lab.training.plan import SIZE, epoch_plan, held_out
+from cifar_lab.training.plan import SIZE, epoch_plan, held_out, mixing
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # images (B, 3, 32, 32) in [-1, 1], labels (B,)
 
@@ -69,8 +70,12 @@ class Loader:
         test_size: int,
         validation_size: int = 0,
         augment: str = "none",
+        cutout: int = 0,
+        mixup: float = 0.0,
+        size_at: Callable[[int], int] = lambda epoch: SIZE,
     ) -> None:
-        """validation_size: of the training images, held out and not in the batches."""
+        """validation_size: of the training images, held out and not in the batches. cutout, mixup: see `plan`. size_at:
+        side of the training images in an epoch, from 1."""
 
         def resident(array, chosen):
             return torch.from_numpy(array[chosen]).to(device.torch)
@@ -85,6 +90,10 @@ class Loader:
         self.seed = seed
         self.batch_size = batch_size
         self.augment = augment
+        self._cutout = cutout
+        self._mixup = mixup
+        self._size_at = size_at
+        self.image_size = SIZE  # of the epoch under way
         self._normalization = data.normalization
         self.images = resident(data.train_images, trained)  # (N, 32, 32, 3) uint8
         self.labels = resident(data.train_labels, trained).long()  # (N,)
@@ -100,7 +109,8 @@ class Loader:
         self.step = torch.zeros((), dtype=torch.int64, device=device.torch)
         n = len(self.images)
         self._order = torch.zeros(n, dtype=torch.int64, device=device.torch)
-        self._table = torch.zeros(n, 10, device=device.torch)  # rows of EpochPlan.table
+        self._table = torch.zeros(n, 12, device=device.torch)  # rows of EpochPlan.table
+        self.mix = torch.ones(self.steps, device=device.torch)  # of each batch of the epoch: `plan.mixing`
         self._offsets = torch.arange(batch_size, device=device.torch)
         gpu = device.torch.type != "cpu"
         self._ahead = torch.zeros(n, SIZE, SIZE, 3, device=device.torch) if gpu else None  # in the epoch's order
@@ -117,17 +127,20 @@ class Loader:
         """Images in the batch of a step within the epoch, from 0."""
         return min(self.batch_size, len(self.images) - step * self.batch_size)
 
-    def _plan(self, epoch: int) -> tuple[Tensor, Tensor]:
+    def _plan(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         plan = epoch_plan(self.seed, epoch, len(self.images), augment=self.augment)
-        return torch.from_numpy(plan.order), torch.from_numpy(plan.table())
+        mix = mixing(self.seed, epoch, self.steps, self._mixup)
+        return torch.from_numpy(plan.order), torch.from_numpy(plan.table()), torch.from_numpy(mix)
 
     def start_epoch(self, epoch: int, step: int = 0) -> None:
         """Puts an epoch's plan and the counters on the device, to continue at a step within the epoch."""
         planned = self._next_plan
-        order, table = planned[1].result() if planned and planned[0] == epoch else self._plan(epoch)
+        order, table, mix = planned[1].result() if planned and planned[0] == epoch else self._plan(epoch)
         self._next_plan = epoch + 1, self._planner.submit(self._plan, epoch + 1)
         self._order.copy_(order)
         self._table.copy_(table)
+        self.mix.copy_(mix)
+        self.image_size = self._size_at(epoch)
         if self._ahead is not None:
             for rows in torch.arange(step * self.batch_size, len(order), device=self.device.torch).split(AHEAD):
                 self._ahead[rows] = self._augmented(rows).permute(0, 2, 3, 1)
@@ -137,20 +150,32 @@ class Loader:
     def _augmented(self, rows: Tensor) -> Tensor:
         """The images (B, 3, 32, 32) at the indices `rows` (B,) of the epoch's order."""
         images = self.images.index_select(0, self._order.index_select(0, rows))
-        return augment(images, self._table.index_select(0, rows), self._normalization, self.augment)
+        return augment(images, self._table.index_select(0, rows), self._normalization, self.augment, self._cutout)
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
-        """The batch at `index`: images (size, 3, 32, 32), normalized, labels (size,). Reads nothing from the host."""
+        """The batch at `index`: images (size, 3, S, S), normalized, with S of the epoch, and labels (size,).
+
+        With mixup each image is a weighted mean with the one as far from the batch's other end, whose label `labels`
+        does not hold. Reads nothing from the host.
+        """
         rows = self._offsets[:size] + self.index * self.batch_size
         labels = self.labels.index_select(0, self._order.index_select(0, rows))
-        if self._ahead is None:
-            return self.device.place(self._augmented(rows)), labels
-        return self.device.place(self._ahead.index_select(0, rows).permute(0, 3, 1, 2)), labels
+        ahead = self._ahead
+        images = self._augmented(rows) if ahead is None else ahead.index_select(0, rows).permute(0, 3, 1, 2)
+        if self.image_size < SIZE:
+            images = F.interpolate(images, (self.image_size, self.image_size), mode="bilinear", antialias=True)
+        if self._mixup:
+            images = torch.lerp(images.flip(0), images, self.mix.take(self.index))
+        return self.device.place(images), labels
 
     def advance(self) -> None:
         """Moves the counters on by a step."""
         self.index += 1
         self.step += 1
+
+    def plain_batches(self, count: int) -> Batches:
+        """The first training images in order, only normalized, with their labels."""
+        return in_order(self.images[:count], self.labels[:count], self.device, self._normalization)
 
     def test_batches(self) -> Batches:
         """The test images in order, only normalized, with their labels."""

@@ -20,7 +20,8 @@ PADDING = 4  # pixels that a crop of `flip-crop` reaches beyond the image, at mo
 CROP_TRIES = 10  # torchvision's: then the largest central crop within RATIO, here the whole image
 
 # Streams of a seed. A new kind of draw gets a new number, so that the existing ones keep their values.
-INITIALIZATION, ORDER, AUGMENTATION, DROPOUT, RATE, VALIDATION = range(6)
+INITIALIZATION, ORDER, AUGMENTATION, DROPOUT, RATE, VALIDATION, CUTOUT, MIXUP = range(8)
+GROWTH, GROWN = 4, 0.7  # of progressive images: pixels at a time, and the share of the run after which they are full
 
 
 def stream(seed: int, kind: int, epoch: int = 0) -> np.random.Generator:
@@ -68,10 +69,11 @@ class EpochPlan:
     flip: np.ndarray  # (N,) float32: 1 mirrors left and right, 0 does not
     angle: np.ndarray  # (N,) float32: degrees, counter-clockwise
     color: np.ndarray  # (N, 4) float32: factors of brightness, contrast, saturation; shift of hue
+    square: np.ndarray  # (N, 2) float32: center row and column of the cutout, in pixels
 
     def table(self) -> np.ndarray:
-        """All augmentation parameters side by side: (N, 10) float32, the columns in the order above."""
-        return np.concatenate([self.crop, self.flip[:, None], self.angle[:, None], self.color], axis=1)
+        """All augmentation parameters side by side: (N, 12) float32, the columns in the order above."""
+        return np.concatenate([self.crop, self.flip[:, None], self.angle[:, None], self.color, self.square], axis=1)
 
 
 def _crops(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -97,6 +99,7 @@ def epoch_plan(seed: int, epoch: int, images: int, *, augment: str = "report") -
     image's size and may reach beyond it.
     """
     order = stream(seed, ORDER, epoch).permutation(images)
+    square = stream(seed, CUTOUT, epoch).integers(0, SIZE, (images, 2)).astype(np.float32)
     rng = stream(seed, AUGMENTATION, epoch)
     flip = (rng.random(images) < 0.5).astype(np.float32)
     if augment != "report":
@@ -105,9 +108,25 @@ def epoch_plan(seed: int, epoch: int, images: int, *, augment: str = "report") -
             crop[:, :2] = rng.integers(-PADDING, PADDING + 1, (images, 2))
         zeros = np.zeros(images, dtype=np.float32)
         color = np.tile(np.array([1, 1, 1, 0], dtype=np.float32), (images, 1))
-        return EpochPlan(order, crop, flip if augment == "flip-crop" else zeros, zeros, color)
+        return EpochPlan(order, crop, flip if augment == "flip-crop" else zeros, zeros, color, square)
     angle = rng.uniform(-DEGREES, DEGREES, images).astype(np.float32)
     low = np.array([1 - BRIGHTNESS, 1 - CONTRAST, 1 - SATURATION, -HUE])
     high = np.array([1 + BRIGHTNESS, 1 + CONTRAST, 1 + SATURATION, HUE])
     color = rng.uniform(low, high, (images, 4)).astype(np.float32)
-    return EpochPlan(order, _crops(rng, images), flip, angle, color)
+    return EpochPlan(order, _crops(rng, images), flip, angle, color, square)
+
+
+def mixing(seed: int, epoch: int, steps: int, alpha: float) -> np.ndarray:
+    """The weight of the images of each of an epoch's batches, against others of the same batch: (steps,) float32, from
+    a Beta(alpha, alpha) distribution; 1 if alpha is 0."""
+    if not alpha:
+        return np.ones(steps, dtype=np.float32)
+    return stream(seed, MIXUP, epoch).beta(alpha, alpha, steps).astype(np.float32)
+
+
+def image_size(config: RunConfig, epoch: int) -> int:
+    """Side of the training images, in pixels, in an epoch (from 1): it grows from the first size to 32, 4 pixels at a
+    time, over the first 70% of the run (progressive resizing: Howard 2018, Tan & Le 2021, section 4)."""
+    sizes = range(config.first_size, SIZE, GROWTH)
+    at = int((epoch - 1) * len(sizes) / (GROWN * max(1, config.schedule_epochs)))
+    return sizes[at] if at < len(sizes) else SIZE

@@ -1,7 +1,8 @@
 """One network in training: its weights, optimizer and position, and how they are saved and loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from cifar_lab.run_folder.reader import final_accuracy, read_run
 from cifar_lab.run_folder.validation import Form
 from cifar_lab.run_folder.writer import Recorder
 from cifar_lab.schedules import factor_at, factors
+from cifar_lab.settings import SIZE
+from cifar_lab.training.evaluated import WeightAverage, estimated_statistics
 from cifar_lab.training.loader import Loader
 from cifar_lab.training.plan import DROPOUT, INITIALIZATION, seed_of, stream_seed
 from cifar_lab.training.position import Position
@@ -33,7 +36,7 @@ class TrainingRun:
         threads: of the CPU, that compute it."""
         self.config = recorder.config
         self.label = label
-        self.loss = LOSSES[self.config.loss].function
+        self.criterion = LOSSES[self.config.loss].function
         self.recorder = recorder
         self.description = description
         self._loader = loader
@@ -51,6 +54,8 @@ class TrainingRun:
         self._step = loader.step.clone() if loader.device.torch.type == "cpu" else loader.step
         for i, dropout in enumerate(dropouts):
             dropout.follow(self._step, stream_seed(seed, DROPOUT) + (i << 24))
+        self.average = WeightAverage(self.model, self.config.ema, self._step) if self.config.ema else None
+        self.statistics: dict[str, Tensor] = {}  # of BatchNorm, estimated again, by name; empty before the last epoch
         groups = parameter_groups(self.config, self.model)
         self.optimizer = build_optimizer(self.config, groups, loader.device.torch)
         self._form = Form(self.config, description, self.model)
@@ -80,9 +85,30 @@ class TrainingRun:
         """Images (B, 3, 32, 32) to logits (B, classes), fp32, computed in the device's precision."""
         return self._device.forward(self.model, images)
 
-    def predict(self, images: Tensor) -> Tensor:
-        """The same, as an evaluation has it."""
-        return predictor(self.forward, self.config.test_time_flip)(images)
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a training batch: logits (B, classes), labels (B,); with mixup (Zhang et al. 2018, "mixup: Beyond
+        Empirical Risk Minimization") the weighted mean of those against the labels of both images."""
+        if not self.config.mixup:
+            return self.criterion(logits, labels)
+        weight = self._loader.mix.take(self._step % self._loader.steps)
+        return torch.lerp(self.criterion(logits, labels.flip(0)), self.criterion(logits, labels), weight)
+
+    @property
+    def averaged(self) -> dict[str, Tensor]:
+        """The averaged weights and statistics, by name; empty without an average."""
+        return self.average.tensors if self.average else {}
+
+    def predictor(self) -> Callable[[Tensor], Tensor]:
+        """Images to logits as above, as an evaluation has them."""
+        forward = partial(self._device.forward, self.model, others=self.averaged | self.statistics)
+        return predictor(forward, self.config.test_time_flip)
+
+    def estimate_statistics(self) -> None:
+        """Estimates BatchNorm's statistics again, for the network that is evaluated; leaves it in eval mode."""
+        self.statistics = estimated_statistics(
+            self.model, lambda images, found: self._device.forward(self.model, images, self.averaged | found),
+            self._loader.plain_batches(self.config.bn_images),
+        )  # fmt: skip
 
     def count_steps(self, taken: int) -> None:
         """Tells the network how many steps were taken before the next one, where the loader's counter does not."""
@@ -192,7 +218,8 @@ class TrainingRun:
         steps = epochs * self.position.steps_per_epoch + step
         trained = epochs * images + min(step * self._loader.batch_size, images)
         speed = trained / max(self.train_seconds, 1e-9) if self.train_seconds else None
-        flops = self.description.flops
+        # With smaller images at first, an image has no one number of FLOPs.
+        flops = self.description.flops if self.config.first_size == SIZE else None
         summary = {
             "epochs": epochs,
             "steps": steps,
@@ -207,9 +234,9 @@ class TrainingRun:
             "images_per_second": speed,
             "parameters": self.description.parameters,
             "flops_per_training_image": flops,
-            "tflops": speed and speed * flops / 1e12,
+            "tflops": speed and flops and speed * flops / 1e12,
             "matmul_tflops": matmul_rate / 1e12,
-            "share_of_matmul_rate": speed and speed * flops / matmul_rate,
+            "share_of_matmul_rate": speed and flops and speed * flops / matmul_rate,
         }
         self.recorder.finish(summary)
         self.ended = True
@@ -246,7 +273,7 @@ class TrainingRun:
             "config": asdict(self.config),
             "fingerprint": self.description.fingerprint,
             "inputs": self._loader.inputs.plain(),
-            "model": {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()},
+            "model": _contiguous(self.model.state_dict()),
             "optimizer": optimizer,
             "epochs": epochs,
             "step": step,
@@ -256,6 +283,8 @@ class TrainingRun:
             "train_seconds": self.train_seconds,
             "test_seconds": self.test_seconds,
             "probes_stopped_at": self.probes_stopped_at,
+            **({"average": _contiguous(self.averaged)} if self.average else {}),
+            **({"statistics": _contiguous(self.statistics)} if self.config.bn_images else {}),
         }
 
     def _load_state(self, state: dict) -> None:
@@ -265,6 +294,10 @@ class TrainingRun:
         its parameter's own layout.
         """
         self.model.load_state_dict(state["model"])
+        for name, tensor in self.averaged.items():
+            tensor.copy_(state["average"][name])
+        place = self.losses.device
+        self.statistics = {name: tensor.to(place) for name, tensor in state.get("statistics", {}).items()}
         own = self.optimizer.state_dict()["param_groups"]
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments = {
@@ -336,6 +369,10 @@ def check_continuation(description: Description, recorder: Recorder) -> None:
     with torch.random.fork_rng(devices=[]):
         model = build(recorder.config)
     continuation(recorder, Form(recorder.config, description, model))
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _or_none(value: float) -> float | None:

@@ -9,26 +9,30 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from cifar_lab import program
 from cifar_lab.data import cache
 from cifar_lab.data.datasets import Source
+from cifar_lab.measures.evaluation import statistics_of
 from cifar_lab.networks import Description, NetworkError, build, describe, networks_of
+from cifar_lab.optimizers import OPTIMIZERS
 from cifar_lab.program import fail
 from cifar_lab.project import ROOT
 from cifar_lab.run_folder import tensorboard
 from cifar_lab.run_folder.checkpoint import CheckpointError
 from cifar_lab.run_folder.schema import RunFileError, read_config, trained_to
 from cifar_lab.run_folder.writer import Busy, FolderError, Recorder, environment
-from cifar_lab.settings import PUBLISHED, RunConfig, Settings, counted, number, parse, run_folder
+from cifar_lab.settings import PUBLISHED, SIZE, RunConfig, Settings, counted, number, parse, run_folder
 from cifar_lab.training import export, trained
 from cifar_lab.training.console import Console, Stopped, StopSignals
 from cifar_lab.training.device import Device, DeviceError, choose
 from cifar_lab.training.group import Lockstep
 from cifar_lab.training.loader import Loader
-from cifar_lab.training.plan import held_out, seed_of
+from cifar_lab.training.plan import held_out, image_size, seed_of
 from cifar_lab.training.run import TrainingRun, check_continuation
 from cifar_lab.training.threads import share
+from cifar_lab.width import matrices
 
 
 def settings_of(cls: type[Settings], file: str | Path, argv: list[str]) -> Settings:
@@ -97,13 +101,39 @@ def description_of(settings: Settings) -> Description:
     """What identifies the network that a command line asks for."""
     with torch.random.fork_rng(devices=[]):
         try:
-            return describe(build(settings.runs(0)[0]), settings.classes)
+            config = settings.runs(0)[0]
+            model = build(config)
+            description = describe(model, settings.classes)
+            if complaint := _unsuited(settings, model):
+                raise NetworkError(complaint)
+            return description
         except NetworkError:
             raise
         except Exception as error:  # a user's builder can raise anything
             if program.is_out_of_memory(error):
                 raise
             raise NetworkError(f"cannot be built: {error or type(error).__name__}") from None
+
+
+def _unsuited(settings: Settings, model: nn.Module) -> str:
+    """Which setting the network cannot have; empty if there is none."""
+    asked = [name for name in settings.optimizer if OPTIMIZERS[name].matrices]
+    if asked and not matrices(model):
+        return f"--optimizer {asked[0]}: {settings.network} has no matrices but those of its output layer"
+    if settings.bn_images and not statistics_of(model):
+        return f"--bn-images {settings.bn_images}: {settings.network} has no BatchNorm with statistics"
+    if settings.first_size < SIZE:
+        images = torch.zeros(2, 3, settings.first_size, settings.first_size)
+        try:
+            model.train()(images)
+        except RuntimeError as error:
+            if program.is_out_of_memory(error):
+                raise
+            return (
+                f"--first-size {settings.first_size}: {settings.network} cannot be run on images of so few pixels "
+                f"({' '.join(str(error).split())[:200]})"
+            )
+    return ""
 
 
 def recorders(settings: Settings, description: Description, seed: int, device: Device) -> list[Recorder]:
@@ -155,6 +185,7 @@ def open_group(
     loader = Loader(
         data, device, seed=seed_of(opened[0].config), batch_size=settings.batch_size, train_size=settings.train_size,
         test_size=settings.test_size, validation_size=settings.validation_size, augment=settings.augment,
+        cutout=settings.cutout, mixup=settings.mixup, size_at=partial(image_size, opened[0].config),
     )  # fmt: skip
     described = environment(device.describe(), device.precision, data.sha256) | {
         "usual_precision": device.usual, "channels_last": device.channels_last, "cuda_graph": device.cuda_graph,
