@@ -534,7 +534,7 @@ class Settings:
             if name not in network.options:
                 have = ", ".join(n for n, other in self.networks.items() if name in other.options)
                 return f"--{name.replace('_', '-')}: {self.network} has no such option (only {have})"
-        if self.momentum and not any(OPTIMIZERS[name].momentum for name in self.optimizer):
+        if self.momentum and "momentum" in self.given and not any(OPTIMIZERS[name].momentum for name in self.optimizer):
             able = ", ".join(name for name, o in OPTIMIZERS.items() if o.momentum)
             return f"--momentum: only --optimizer {able} has momentum (asked for: {' '.join(self.optimizer)})"
         if lacking := [name for name in self.optimizer if OPTIMIZERS[name].needs_momentum and not self.momentum]:

@@ -443,6 +443,11 @@ def test_probe_every_says_at_which_steps_there_are_probes(words, probed, data, t
     assert [int(row[0]) for row in rows] == [step for step in probed for _ in range(10)]  # 10 step sizes
 
 
+def test_an_optimizer_without_momentum_leaves_out_that_of_the_preset():
+    ((_, _, config),) = asked("python MyVGG.py --preset modern --optimizer muon")
+    assert (config.optimizer, config.momentum) == ("muon", 0.0)
+
+
 def test_config_json_holds_what_was_asked_for(data, tmp_path):
     words = "--epochs 1 --lrs 0.25 --optimizer sgd --momentum 0.5 --init xavier --no-augment --precision fp32 --seed 3"
     recorded.train(MyVGG, data, words, recorded.small, results=tmp_path)
