@@ -5,6 +5,7 @@
     python -m cifar_lab.reproduce report --list
     python -m cifar_lab.reproduce quick --until-decided      # a seed at a time, only what open claims need
     python -m cifar_lab.reproduce quick --switches residual  # what else the effect of a claim may come from
+    python -m cifar_lab.reproduce report --on slurm --slurm="--gres=gpu:1 --time=240"  # a job for each command and seed
 
 A run that is complete is left out, one that was interrupted continues: the list can be stopped and started again at
 will, also on another machine to which the results folder was moved. A command that fails ends the list, and what is
@@ -37,7 +38,7 @@ from cifar_lab.settings import ALL_PRESETS, LARGEST_SEED, PRESETS, Parser, choic
 INTERRUPTED, STOPPED, *LATER = (128 + number for number in STOP_SIGNALS)  # exit statuses of a stopped script
 # By what --on has: the module whose `run(tasks, options)` runs tasks there and returns an exit status; imported only
 # where it is used, as it may need packages that are not installed.
-PLACES = {"here": "cifar_lab.jobs.here"}
+PLACES = {"here": "cifar_lab.jobs.here", "slurm": "cifar_lab.jobs.on_slurm"}
 Stage = tuple[str, list[Task]]  # what is said before, and tasks
 
 
@@ -117,6 +118,9 @@ def main(argv: list[str]) -> int:
     add("--switches", type=choice(*ids), metavar="CLAIM", help=f"train a screening design of a claim: {', '.join(ids)}")
     add("--results", type=path, default=RESULTS, help="folder that run folders are written to (results)")
     add("--on", type=choice(*PLACES), default="here", help=f"where it runs: {', '.join(PLACES)} (here)")
+    add("--jobs", type=integer(1, 1024), help="of --on slurm: commands at a time (as many as Slurm lets run)")
+    add("--slurm", default="", metavar="OPTIONS", help='options of sbatch: --slurm="--time=240 --gres=gpu:1"')
+    add("--dry-run", action="store_true", help="of --on slurm: print the scripts instead of submitting them")
     add("--seconds", type=real(0, 1e9, above=True), help="stop cleanly after this long (never)")
     add("--list", action="store_true", help="print the commands that could be run now instead of running them")
     args = parser.parse_args(argv)
@@ -131,6 +135,12 @@ def main(argv: list[str]) -> int:
     most = args.max_seeds or MOST_SEEDS
     if args.until_decided and len(args.seed) > most:
         parser.error(f"--seed: {len(args.seed)} seeds, which is more than --max-seeds {most}")
+    if args.on == "slurm" and (args.until_decided or args.switches or args.seconds):
+        parser.error("--until-decided, --switches, --seconds: not with --on slurm, which waits for nothing")
+    if args.on != "slurm" and (args.jobs or args.slurm or args.dry_run):
+        parser.error("--jobs, --slurm, --dry-run: only with --on slurm")
+    if not args.slurm.isprintable():
+        parser.error("--slurm: not one line")
     chosen = args.preset, tuple(args.seed), args.results
     stages: Iterator[Stage] = iter([("", tasks(*chosen))])
     if args.until_decided:
@@ -145,6 +155,8 @@ def main(argv: list[str]) -> int:
         print(*(listed or [said or "everything is trained"]), sep="\n")
         return 0
     place = importlib.import_module(PLACES[args.on])
+    if args.on == "slurm":
+        return place.run(left(next(stages)[1]), args)
     sys.path.insert(0, str(ROOT))
     alarm = threading.Timer(args.seconds or 0, signal.raise_signal, [signal.SIGTERM])
     alarm.daemon = True
