@@ -44,7 +44,7 @@ from cifar_lab.losses import LOSSES
 from cifar_lab.measures import line, sharpness, surface
 from cifar_lab.measures import path as trajectory
 from cifar_lab.measures.surface import weights_digest
-from cifar_lab.program import fail, is_out_of_memory
+from cifar_lab.program import BUSY, DISK, OTHER, fail, is_out_of_memory
 from cifar_lab.program import run as run_program
 from cifar_lab.project import RESULTS, command
 from cifar_lab.run_folder import measured
@@ -270,11 +270,11 @@ def measuring(kind: str, total: int, unit: str) -> Iterator[Callable[[int], None
     except Stopped as stopped:
         fail(f"landscape.py {kind}: stopped; what is computed is saved, and the same command continues", stopped.status)
     except (RunFileError, measured.MeasureError) as error:
-        fail(f"landscape.py {kind}: {error}", 1)
+        fail(f"landscape.py {kind}: {error}", BUSY if isinstance(error, measured.Busy) else OTHER)
     except OSError as error:
         if is_out_of_memory(error):
             raise
-        fail(f"landscape.py {kind}: {error.filename}: {error.strerror}; the same command continues later", 1)
+        fail(f"landscape.py {kind}: {error.filename}: {error.strerror}; the same command continues later", DISK)
 
 
 def drawn(draw: Callable[..., None], file: Path, *content: Any) -> int:

@@ -51,7 +51,7 @@ def handling(handler: Callable, numbers: Sequence[int] = STOP_SIGNALS) -> Iterat
             signal.signal(number, old)
 
 
-def fail(message: object, status: int = 2) -> NoReturn:
+def fail(message: object, status: int = BAD_INPUT) -> NoReturn:
     """Ends the program with one line on standard error."""
     print(escape.terminal(str(message).replace("\n", " ")), file=sys.stderr)
     sys.exit(status)
@@ -85,9 +85,14 @@ def complaint(error: BaseException) -> str:
     return ""
 
 
+def status_of(error: BaseException) -> int:
+    """The exit status of what `complaint` has a line for."""
+    return OUT_OF_MEMORY if is_out_of_memory(error) else DISK
+
+
 def run(main: Callable[[list[str]], int | None], argv: list[str]) -> None:
     """Runs a program to its exit status: that which `main` returns or exits with; or one line on standard error and
-    130 (Ctrl-C) or 1 (memory, disk). A fault of the program's own shows where it is.
+    130 (Ctrl-C), or what `status_of` has. A fault of the program's own shows where it is, with status 1.
 
     Returns if the status is 0 and this is not the end of the process: a program may run others in itself.
     """
@@ -108,7 +113,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str]) -> None:
     sys.stdout.flush()
     lost = getattr(getattr(sys.stdout.buffer, "raw", sys.stdout.buffer), "failed", None)
     if lost and not status:
-        fail(f"{name()}: standard output: {lost.strerror}", 1)
+        fail(f"{name()}: standard output: {lost.strerror}", DISK)
     sys.exit(status)
 
 
@@ -120,7 +125,7 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> None:
     except (SystemExit, KeyboardInterrupt, Exception) as error:
         if not _interrupted and not isinstance(error, KeyboardInterrupt):
             if line := complaint(error):
-                fail(f"{name()}: {line}", 1)
+                fail(f"{name()}: {line}", status_of(error))
             raise
         _interrupted = True  # whatever an interrupted library has made of it
     if _interrupted:

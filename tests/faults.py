@@ -11,6 +11,7 @@ import shutil
 import signal
 import stat
 import struct
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -28,8 +29,11 @@ from cifar_lab.run_folder.reader import find_run_folders, read_run
 DIED = 9  # the exit status of a process that a fault has ended
 
 
-def signal_at_forward_pass(number: int, which: int = signal.SIGTERM) -> None:
-    """Sends this process a signal in a forward pass, of training or of evaluation, counted from 1."""
+def signal_at_forward_pass(number: int, which: int = signal.SIGTERM, gap: float | None = None) -> None:
+    """Sends this process a signal in a forward pass, of training or of evaluation, counted from 1.
+
+    gap: seconds after which it comes again.
+    """
     passes = itertools.count(1)
 
     class Interrupted(nn.Module):
@@ -38,6 +42,9 @@ def signal_at_forward_pass(number: int, which: int = signal.SIGTERM) -> None:
             if x.device.type != "meta" and next(passes) == number:
                 print("signalled", flush=True)
                 signal.raise_signal(which)
+                if gap is not None:
+                    time.sleep(gap)
+                    signal.raise_signal(which)
             return x
 
     trainings.with_network(lambda *, width=1.0: trainings.small_network().append(Interrupted()))
@@ -241,7 +248,7 @@ def trial(argv: list[str], reference: dict, at: int, dies: bool, prepared: Path 
         else:
             with faults():
                 ended = trainings.train_here(argv)
-            if ended.status != 1 or ended.err.count("\n") != 1 or "Traceback" in ended.err:
+            if ended.status != 74 or ended.err.count("\n") != 1 or "Traceback" in ended.err:
                 wrong.append(f"status {ended.status}: {ended.err}")
             wrong += [f"{name} is left" for name in trainings.unfinished_files(results)]
         for folder in find_run_folders(results):
@@ -282,7 +289,7 @@ def paused_trial(argv: list[str], reference: dict, prepared: Path, at: int, stol
 
         with Faults(at, meanwhile=take_over if stolen else train_anew)():
             ended = trainings.train_here(argv)
-        if ended.status not in (0, 1) or ended.err.count("\n") > 1 or "Traceback" in ended.err:
+        if ended.status not in (0, 74, 75) or ended.err.count("\n") > 1 or "Traceback" in ended.err:
             wrong.append(f"status {ended.status}: {ended.err}")
         if not stolen:
             wrong += [f"{name} differs" for name in trainings.differences(trainings.content(results), reference)]

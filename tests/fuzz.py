@@ -58,7 +58,7 @@ from trainings import (  # noqa: E402
 
 from bench.output import RESULTS, described, header, markdown_table, write  # noqa: E402
 from cifar_lab.experiments import config_of  # noqa: E402
-from cifar_lab.program import STOP_SIGNALS  # noqa: E402
+from cifar_lab.program import BAD_INPUT, BUSY, DISK, OTHER, OUT_OF_MEMORY, STOP_SIGNALS  # noqa: E402
 from cifar_lab.run_folder import checkpoint  # noqa: E402
 from cifar_lab.run_folder.reader import find_run_folders  # noqa: E402
 from cifar_lab.run_folder.schema import RunFileError  # noqa: E402
@@ -67,6 +67,7 @@ from cifar_lab.training.console import duration  # noqa: E402
 from cifar_lab.training.device import choose  # noqa: E402
 
 LIMIT = 20.0  # seconds
+STATUSES = (0, OTHER, BAD_INPUT, OUT_OF_MEMORY, DISK, BUSY, *(128 + number for number in STOP_SIGNALS))
 MEMORY = 4 * 2**30  # bytes
 COUNTS = {"folders": 1000, "checkpoints": 500, "commands": 300, "interrupts": 50, "pauses": 60, "kills": 60}
 KILLS_OF_ONE = 6  # training, at most
@@ -105,7 +106,7 @@ def run(argv: list, script: str, prepare: Prepare = None) -> tuple[Ended, list[W
     wrong: list[Wrong] = []
     if "Traceback" in ended.err or "Traceback" in ended.out:
         wrong.append(("traceback", ended.err[-2000:]))
-    elif ended.status not in (0, 1, 2, *(128 + number for number in STOP_SIGNALS)):
+    elif ended.status not in STATUSES:
         wrong.append(("other", f"status {ended.status}: {ended.err[-500:]}"))
     elif "Warning" in ended.err:
         wrong.append(("other", f"a warning: {ended.err[-500:]}"))

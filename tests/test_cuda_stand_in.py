@@ -9,6 +9,7 @@ import io
 import itertools
 import signal
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -524,11 +525,12 @@ def out_of_memory() -> None:
 
 def two_signals() -> None:
     signal.raise_signal(signal.SIGINT)
+    time.sleep(0.55)
     signal.raise_signal(signal.SIGINT)
 
 
 ENDS = {  # what ends a program, its exit status, and its last line
-    "out of memory": (out_of_memory, 1, "out of memory (CUDA out of memory. Tried to allocate 20.00 MiB.); a smaller"),
+    "out of memory": (out_of_memory, 71, "out of memory (CUDA out of memory. Tried to allocate 20.00 MiB.); a smaller"),
     "two signals": (two_signals, 130, "stopped at once; the same command continues from the last checkpoint"),
 }
 

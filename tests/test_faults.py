@@ -75,9 +75,9 @@ def test_every_call_that_writes(dies, command, workers):
 
 
 def refused(training, path, reason) -> None:
-    """It ends with status 1 and one line."""
+    """It ends with status 74 and one line."""
     ended = training.wait()
-    assert (ended.status, ended.err) == (1, f"MyVGG.py: {path}: {reason}; the same command continues later\n")
+    assert (ended.status, ended.err) == (74, f"MyVGG.py: {path}: {reason}; the same command continues later\n")
 
 
 @pytest.mark.parametrize("size, file", [(600, "config.json"), (2_000, "checkpoint.pt")])
@@ -99,7 +99,7 @@ def test_a_full_disk(command, results):
         pytest.skip("a file system can be mounted only by root")
     try:
         ended = Training(command.into(results), prepare=with_small_network).wait()
-        assert ended.status == 1
+        assert ended.status == 74
         assert ended.err.endswith(": No space left on device; the same command continues later\n")
         assert ended.err.count("\n") == 1
         assert len(find_run_folders(results)) == 2
@@ -132,7 +132,7 @@ def test_the_folder_is_removed(long_command, results):
     elsewhere = results / "elsewhere"
     folder.rename(elsewhere)
     ended = training.wait()
-    assert ended.status == 1
+    assert ended.status == 74
     assert ended.err.startswith(f"MyVGG.py: {folder}{os.sep}")
     assert ended.err.endswith(": No such file or directory; the same command continues later\n")
     assert ended.err.count("\n") == 1
@@ -467,7 +467,7 @@ def test_a_checkpoint_that_cannot_be_read_just_now_is_kept(number, command, half
     argv = command.into(results)
     ended = Training(argv, prepare=partial(faults.reading_fails, checkpoint.NEWEST, number)).wait()
     newest = find_run_folders(results)[0] / checkpoint.NEWEST
-    assert ended.status == 1 and "2 runs" not in ended.out
+    assert ended.status == 74 and "2 runs" not in ended.out
     assert ended.err == f"MyVGG.py: {newest}: {os.strerror(number)}; the same command continues later\n"
     assert snapshot(results) == before
     command.goes_on(results)

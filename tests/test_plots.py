@@ -313,7 +313,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path, capsys):
     (tmp_path / "quick" / "figures").write_text("a file in the folder's place")
     with pytest.raises(SystemExit) as stop:
         plot_results.main([str(tmp_path)])
-    assert stop.value.code == 1
+    assert stop.value.code == 74
     assert capsys.readouterr().err == f"plot_results.py: {tmp_path / 'quick' / 'figures'}: File exists\n"
 
 

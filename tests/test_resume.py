@@ -185,23 +185,15 @@ def test_a_signal_in_the_test_at_the_end_is_no_loss(number, synthetic_data, work
     command.goes_on(results)
 
 
-def test_a_second_signal_ends_it_at_once(synthetic_data, whole, results):
-    script, more = VGG
-    argv = flags(synthetic_data, *more, "--results", results)
-    draw = random.Random(0)
-    for _ in range(3):
-        training = Training(argv, script)
-        assert training.reaches(lambda training=training: "runs of" in training.output("out"))
-        for _ in range(2):
-            time.sleep(draw.uniform(0, 0.02))
-            training.signal(signal.SIGTERM)
-        ended = training.wait()
-        if ended.status != 0:
-            at_once = "stopped at once; the same command continues from the last checkpoint"
-            assert ended.status == 143
-            assert ended.err in (f"{script}: {STOPPED}\n", f"{script}: {at_once}\n")
-    assert Training(argv, script).wait().status == 0
-    assert differences(content(results), whole(script, more).left) == []
+@pytest.mark.parametrize(
+    "gap, said", [(0.6, "stopped at once; the same command continues from the last checkpoint"), (0.01, STOPPED)]
+)
+def test_a_second_signal_ends_it_at_once(command, results, gap, said):
+    """In a step that is not over, unless it comes as the echo of the first: `timeout` sends SIGTERM twice."""
+    argv = command.into(results, "--checkpoint-seconds", "1e9")
+    ended = Training(argv, prepare=partial(faults.signal_at_forward_pass, 3, gap=gap)).wait()
+    assert (ended.status, ended.err) == (143, f"MyVGG.py: {said}\n")
+    command.goes_on(results)
 
 
 def test_a_signal_ends_all_the_seeds(synthetic_data, results):

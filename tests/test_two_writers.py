@@ -23,6 +23,7 @@ from trainings import (
 
 import plot_results
 from cifar_lab.run_folder.reader import find_run_folders, read_runs
+from cifar_lab.run_folder.writer import _system
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and signals")
 
@@ -45,7 +46,7 @@ def test_the_second_names_the_first(command, results):
     for more in ([], ["--lrs", "1e-3"], ["--lrs", "1e-1", "1e-3"], ["--fresh"]):
         second = command.run(results, *more)
         folder = find_run_folders(results)["1e-3" in more]
-        assert second.status == 1
+        assert second.status == 75
         assert second.err == (
             f"MyVGG.py: {folder}: process {first.pid} on {socket.gethostname()} is training this run\n"
         )
@@ -73,7 +74,7 @@ def test_started_in_the_same_moment(command):
             assert won and all(end.err == "" for end in won)
             for end in ended:
                 if end.status != 0:
-                    assert end.status == 1
+                    assert end.status == 75
                     assert "is training this run\n" in end.err and end.err.count("\n") == 1
             assert differences(content(results), command.reference) == []
 
@@ -115,7 +116,7 @@ def test_a_run_that_was_removed_and_begun_anew_belongs_to_the_second(command, re
     before = snapshot(results)
     first.signal(signal.SIGCONT)
     ended = first.wait()
-    assert (ended.status, ended.err.count("\n")) == (1, 1)
+    assert (ended.status, ended.err.count("\n")) == (75, 1)
     assert f"process {second.pid} on {socket.gethostname()} is training this run too" in ended.err
     assert snapshot(results) == before
     second.signal(signal.SIGCONT)
@@ -158,7 +159,7 @@ def test_without_locks_a_living_process_is_left_alone(command, results):
     assert first.reaches(lambda: "signalled" in first.output("out")), first.output("err")
     before = snapshot(results)
     second = Training(command.into(results), prepare=faults.without_locks).wait()
-    assert (second.status, second.err.count("\n")) == (1, 1)
+    assert (second.status, second.err.count("\n")) == (75, 1)
     assert f"process {first.pid} on {socket.gethostname()} is training this run" in second.err
     assert snapshot(results) == before
     first.signal(signal.SIGKILL)
@@ -173,7 +174,43 @@ def test_an_owner_that_cannot_be_read(command, results):
     for owner in results.rglob(".*.owner.json"):
         owner.write_text(json.dumps(["what"]), encoding="utf-8")
     second = command.run(results)
-    assert second.status == 1
+    assert second.status == 75
     assert second.err.endswith(": another process is training this run\n")
     first.signal(signal.SIGCONT)
     assert first.wait().status == 0
+
+
+# --- A machine that was given up -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("second_goes_on", [False, True])
+def test_a_process_that_was_given_up_stops_at_its_next_write(command, results, second_goes_on):
+    """Its machine was out of reach, a server has ended its locks, and another one has continued the run."""
+    first = paused(command.into(results))
+    for lock in results.rglob(".*.lock"):
+        lock.unlink()
+    second = paused(command.into(results))
+    if not second_goes_on:
+        second.signal(signal.SIGCONT)
+        assert second.wait().status == 0
+    before = snapshot(results)
+    first.signal(signal.SIGCONT)
+    ended = first.wait()
+    assert (ended.status, ended.err.count("\n")) == (75, 1)
+    assert snapshot(results) == before
+    second.signal(signal.SIGCONT)
+    assert not second_goes_on or second.wait().status == 0
+    assert differences(content(results), command.reference) == []
+
+
+@pytest.mark.parametrize("system, status", [("another", 0), (_system(), 75)], ids=["another", "this one"])
+def test_without_locks_an_owner_is_no_name_of_a_machine(command, results, system, status):
+    """Containers have the same names and process numbers: what runs in another one is not the owner."""
+    first = paused(command.into(results))
+    first.signal(signal.SIGKILL)
+    first.wait()
+    for file in results.rglob(".*.owner.json"):
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "system": system, "token": "another"}
+        file.write_text(json.dumps(owner), encoding="utf-8")
+    ended = Training(command.into(results), prepare=faults.without_locks).wait()
+    assert (ended.status, ended.err.count("\n")) == (status, int(status != 0))

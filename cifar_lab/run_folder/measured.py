@@ -38,6 +38,10 @@ class MeasureError(ValueError):
     """What no measure has, or a network on which nothing can be measured; the text says why."""
 
 
+class Busy(RunFileError):
+    """Another process writes to the file."""
+
+
 # --- Settings: the fields of a measure's `Grid` ----------------------------------------------------------------------
 
 
@@ -196,14 +200,14 @@ def compute(
 
     rows: what is measured at each place, without the first so many. each: is told the number of rows after every one. A
     file with another header (the run was trained further) is moved aside, not deleted. Raises RunFileError on a
-    malformed one, or if another process writes to it, and OSError. Before, the caller makes sure that the trained
+    malformed one, Busy if another process writes to it, and OSError. Before, the caller makes sure that the trained
     network's own values are finite, so that no file is begun that cannot be read.
     """
     lock = FileLock(file.with_name(f".{file.stem}.lock"))
     try:
         files.lock(lock)
     except Timeout:
-        raise RunFileError(file, "another process writes to it") from None
+        raise Busy(file, "another process writes to it") from None
     try:
         _compute(file, layout, layout_of, rows, each)
     finally:
@@ -224,7 +228,7 @@ def _compute(file: Path, layout: Layout, layout_of: Callable, rows: Callable, ea
     each(done)
     for place, values in zip(layout.places[done:].tolist(), rows(done), strict=True):
         if file.stat().st_size != size:
-            raise RunFileError(file, "another process writes to it")
+            raise Busy(file, "another process writes to it")
         row = ",".join(map(repr, (*place, *values))) + "\n"
         files.append(file, row)
         files.sync(file)

@@ -85,6 +85,15 @@ def _is_alive(pid: object) -> bool:
     return True
 
 
+def _system() -> str:
+    """What a process number belongs to: a system since its start, a container in it. Names of machines repeat."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
 def _named(owner: dict) -> str:
     """A process that holds a folder, in words; empty if it does not say."""
     if not isinstance(owner.get("pid"), int) or not isinstance(owner.get("host"), str):
@@ -109,7 +118,9 @@ class Recorder:
         self._lock = FileLock(folder.with_name(f".{folder.name}.lock"))
         self._owner_file = folder.with_name(f".{folder.name}.owner.json")
         # Told from others by a word of its own: a number of a process comes back, and a machine's name changes.
-        self._own = {"pid": os.getpid(), "host": socket.gethostname(), "token": secrets.token_hex(16)}
+        self._own = {
+            "pid": os.getpid(), "host": socket.gethostname(), "system": _system(), "token": secrets.token_hex(16),
+        }  # fmt: skip
         self._acquired = False
         self.held_out = "validation" if config.validation_size else "test"  # what epochs are evaluated on
         self._headers = HEADERS | ({"epochs.csv": VALIDATED_COLUMNS} if config.validation_size else {})
@@ -164,7 +175,7 @@ class Recorder:
             alone = None
         owner = self._owner()
         if alone is False:  # no locks: what a living process of this machine says of itself has to do
-            alone = owner.get("host") != self._own["host"] or not _is_alive(owner.get("pid"))
+            alone = owner.get("system") != self._own["system"] or not _is_alive(owner.get("pid"))
         if not alone:
             raise Busy(f"{self.folder}: {_named(owner) or 'another process'} is training this run")
         try:
@@ -195,13 +206,15 @@ class Recorder:
         return owner if isinstance(owner, dict) else {}
 
     def check_held(self) -> None:
-        """Raises Busy if another process has taken over the run, FileNotFoundError if one did and has ended, or the
-        results folder was removed; asked before each change.
+        """Raises Busy if another process has taken over the run, FileNotFoundError if the results folder was removed;
+        asked before each change.
 
         The lock alone does not keep others out if it was removed with the folder that it is in, or if a file system has
         no locks, or they end at the host.
         """
         if not self._owner_file.exists():
+            if self.folder.exists():
+                raise Busy(f"{self.folder}: another process has taken over this run, and ended")
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._owner_file))
         owner = self._owner()
         if owner and owner.get("token") != self._own["token"]:

@@ -137,23 +137,25 @@ class Stopped(Exception):
 
 
 IMPATIENT = (signal.SIGINT, signal.SIGTERM)
+AS_ONE = 0.5  # seconds in which two of them are one: `timeout` sends SIGTERM to its command, then to its process group
 
 
 class StopSignals(ExitStack):
     """Notes the signals that ask to stop while it is entered, so that a step can be finished.
 
-    A second Ctrl-C or SIGTERM stops at once. The others often come in pairs (a terminal that closes sends SIGHUP
-    twice), or announce a SIGTERM.
+    A second Ctrl-C or SIGTERM stops at once, if it comes `AS_ONE` seconds later. The others often come in pairs (a
+    terminal that closes sends SIGHUP twice), or announce a SIGTERM.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.received: int | None = None
+        self._since = 0.0
 
     def _note(self, number: int, frame) -> None:
         if self.received is None:
-            self.received = number
-        elif {self.received, number} <= set(IMPATIENT):
+            self.received, self._since = number, time.monotonic()
+        elif {self.received, number} <= set(IMPATIENT) and time.monotonic() - self._since >= AS_ONE:
             raise Stopped(number, saved=False)
 
     def __enter__(self) -> "StopSignals":

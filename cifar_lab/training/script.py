@@ -286,8 +286,8 @@ def _is_complete(recorder: Recorder, settings: Settings, console: Console) -> bo
 
 
 def run(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs a script to its exit status: 0, or one line on standard error and 2 (bad input), 1 (disk, memory, a second
-    writer), or 128 and the number of the signal that stopped it."""
+    """Runs a script to its exit status: 0, or one line on standard error and a status of `program`, or 128 and the
+    number of the signal that stopped it."""
     program.run(partial(_run, main), argv)
 
 
@@ -298,9 +298,9 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None
     except (cache.DataError, DeviceError, CheckpointError, NetworkError, tensorboard.Missing, export.Missing) as error:
         fail(f"{name}: {error}")
     except FolderError as error:
-        fail(f"{name}: {error}", 1 if isinstance(error, Busy) else 2)
+        fail(f"{name}: {error}", program.BUSY if isinstance(error, Busy) else program.BAD_INPUT)
     except RunFileError as error:
-        fail(f"{name}: {error}; the checkpoints are kept", 1)
+        fail(f"{name}: {error}; the checkpoints are kept", program.OTHER)
     except Stopped as stopped:
         how = "stopped at once; the same command continues from the last checkpoint"
         if stopped.saved:
@@ -311,4 +311,4 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None
             raise
         helps = "a smaller --batch-size or --width needs less"
         more = helps if program.is_out_of_memory(error) else "the same command continues later"
-        fail(f"{name}: {line}; {more}", 1)
+        fail(f"{name}: {line}; {more}", program.status_of(error))
