@@ -76,7 +76,7 @@ class Experiment:
         given = dict(self.flags)
         given |= {"preset": preset} if preset != "report" else {}
         given |= {"epochs": self.epochs_at(preset)} if preset == "report" or self.short else {}
-        given |= {"width": self.wider * _preset_width(preset)} if self.wider != 1 else {}
+        given |= {"width": self.wider * preset_width(preset)} if self.wider != 1 else {}
         given |= {"seed": seeds} if seeds != (0,) else {}
         words: list[str] = []
         for name, value in given.items():
@@ -91,7 +91,8 @@ def word(value: Any) -> str:
     return number(value) if isinstance(value, float) and value < 0.1 else str(value)
 
 
-def _preset_width(preset: str) -> float:
+def preset_width(preset: str) -> float:
+    """The width of a preset's networks."""
     return preset_defaults(preset).get("width", RunConfig.width)
 
 
@@ -154,7 +155,7 @@ def config_of(run: str, preset: str, seed: int = 0) -> RunConfig:
 def at_preset(config: RunConfig, preset: str, seed: int = 0) -> RunConfig:
     """The settings of a run at a preset; config: those at the report's."""
     at = replace(config, seed=seed, **preset_defaults(preset))
-    return at if at.width is None else replace(at, width=config.width * _preset_width(preset))
+    return at if at.width is None else replace(at, width=config.width * preset_width(preset))
 
 
 def folder_of(run: str, results: str | Path, preset: str, seed: int = 0) -> Path:

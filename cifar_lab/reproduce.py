@@ -1,6 +1,6 @@
 """Runs a preset's list of commands, one for each seed, then draws its figures.
 
-    python -m cifar_lab.reproduce quick --seed 0 1 2
+    python -m cifar_lab.reproduce quick --seed 0 1 2         # as many commands at a time as are fastest, or --jobs N
     python -m cifar_lab.reproduce report --seconds 1500      # stops cleanly in time; the same command continues
     python -m cifar_lab.reproduce report --list
     python -m cifar_lab.reproduce quick --until-decided      # a seed at a time, only what open claims need
@@ -118,7 +118,8 @@ def main(argv: list[str]) -> int:
     add("--switches", type=choice(*ids), metavar="CLAIM", help=f"train a screening design of a claim: {', '.join(ids)}")
     add("--results", type=path, default=RESULTS, help="folder that run folders are written to (results)")
     add("--on", type=choice(*PLACES), default="here", help=f"where it runs: {', '.join(PLACES)} (here)")
-    add("--jobs", type=integer(1, 1024), help="of --on slurm: commands at a time (as many as Slurm lets run)")
+    add("--jobs", type=integer(1, 1024), help="commands at a time (here: what is fastest; slurm: what it lets run)")
+    add("--per-gpu", type=integer(1, 64), metavar="N", help="commands at a time on each GPU of this machine (1)")
     add("--slurm", default="", metavar="OPTIONS", help='options of sbatch: --slurm="--time=240 --gres=gpu:1"')
     add("--dry-run", action="store_true", help="of --on slurm: print the scripts instead of submitting them")
     add("--seconds", type=real(0, 1e9, above=True), help="stop cleanly after this long (never)")
@@ -137,8 +138,10 @@ def main(argv: list[str]) -> int:
         parser.error(f"--seed: {len(args.seed)} seeds, which is more than --max-seeds {most}")
     if args.on == "slurm" and (args.until_decided or args.switches or args.seconds):
         parser.error("--until-decided, --switches, --seconds: not with --on slurm, which waits for nothing")
-    if args.on != "slurm" and (args.jobs or args.slurm or args.dry_run):
-        parser.error("--jobs, --slurm, --dry-run: only with --on slurm")
+    if args.on != "slurm" and (args.slurm or args.dry_run):
+        parser.error("--slurm, --dry-run: only with --on slurm")
+    if args.on != "here" and args.per_gpu:
+        parser.error(f"--per-gpu: not with --on {args.on}")
     if not args.slurm.isprintable():
         parser.error("--slurm: not one line")
     chosen = args.preset, tuple(args.seed), args.results

@@ -46,11 +46,12 @@ def trainer(monkeypatch):
     from pretended import Trainer
 
     from cifar_lab import reproduce
-    from cifar_lab.jobs import here
+    from cifar_lab.jobs import here, machine
 
     trainer = Trainer()
     for module in (here, reproduce):
         monkeypatch.setattr(module, "in_this_process", trainer.run)
+    monkeypatch.setattr(machine, "jobs_by_default", lambda *_: 1)
     return trainer
 
 

@@ -4,7 +4,7 @@ import pytest
 from made_up import write_run
 
 from cifar_lab import reproduce
-from cifar_lab.jobs import here, task
+from cifar_lab.jobs import here, machine, task
 from cifar_lab.report.claims import CLAIMS
 from cifar_lab.report.verdicts import judge_all
 from cifar_lab.run_folder.reader import find_run_folders, own_runs
@@ -26,6 +26,7 @@ def ran(monkeypatch):
     ran = Ran()
     for module in (here, reproduce):
         monkeypatch.setattr(module, "in_this_process", ran.run)
+    monkeypatch.setattr(machine, "jobs_by_default", lambda *_: 1)
     return ran
 
 

@@ -18,19 +18,27 @@ MOST = 16  # threads by default: a batch of a hundred images has no work for mor
 AHEAD = 2  # steps that a run may have waiting
 
 
-def allowed_cores(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Cores that this process may keep busy, at least 1: by its affinity and by the limits of its cgroups."""
-    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    folders = {cgroups, cgroups / "cpu"}
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def cgroup_folders(controller: str, cgroups: Path = CGROUPS, own: Path = OWN_CGROUPS) -> set[Path]:
+    """Where the limits of this process's cgroups, and of those around them, may stand for a controller."""
+    folders = {cgroups, cgroups / controller}
     try:
         for line in own.read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers in ("", "cpu", "cpu,cpuacct"):
+            if not controllers or controller in controllers.split(","):  # version 2 has one hierarchy for all
                 inside = cgroups / controllers / path.lstrip("/")
                 folders |= {inside, *inside.parents}
     except (OSError, ValueError):
         pass
-    for folder in folders:
+    return folders
+
+
+def allowed_cores(cgroups: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int:
+    """Cores that this process may keep busy, at least 1: by its affinity and by the limits of its cgroups."""
+    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    for folder in cgroup_folders("cpu", cgroups, own):
         for quota in (_quota(folder / "cpu.max"), _quota(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")):
             cores = min(cores, quota)
     return max(1, math.ceil(cores))

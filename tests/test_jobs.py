@@ -1,0 +1,290 @@
+"""Several commands at a time on this machine: what each gets of it, what follows from how one ends, and signals."""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import MyVGG
+from cifar_lab.jobs import here, machine, task
+from cifar_lab.jobs.here import SideBySide
+from cifar_lab.jobs.task import Task
+from cifar_lab.settings import run_folder
+from cifar_lab.training import script
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and signals")
+
+# --- Made-up commands -------------------------------------------------------------------------------------------------
+
+FAKE = """
+import json, os, sys, time
+from pathlib import Path
+
+name, seconds, *statuses = sys.argv[1:]
+me = Path(sys.argv[0]).with_name(f"{name}.ran")
+before = me.read_text().splitlines() if me.exists() else []
+told = {key: os.environ.get(key) for key in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
+start = time.monotonic()
+print("epoch 3/9: working", flush=True)
+time.sleep(float(seconds))
+status = int(statuses[min(len(before), len(statuses) - 1)])
+with me.open("a") as file:
+    file.write(json.dumps(told | {"start": start, "end": time.monotonic(), "status": status}) + chr(10))
+print(f"last words of {name}", flush=True)
+if status < 0:
+    os.kill(os.getpid(), -status)
+sys.exit(status)
+"""
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """Makes tasks whose command lasts some seconds and ends with the given statuses, one after the other."""
+    (tmp_path / "fake.py").write_text(FAKE, encoding="utf-8")
+
+    def make(name, *statuses, seconds=0.0, runs=1, needs=()):
+        words = [tmp_path / "fake.py", name, seconds, *(statuses or [0])]
+        folders = tuple(tmp_path / "quick" / "net" / f"{name}{i}" for i in range(runs))
+        return Task(shlex.join(["python", *map(str, words)]), "quick", 0, 9, folders, needs)
+
+    return make
+
+
+def ran(of: Task) -> list[dict]:
+    """What a made-up command has noted of each time that it ran."""
+    _, file, name, *_ = shlex.split(of.command)
+    path = Path(file).with_name(f"{name}.ran")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def most_at_a_time(runs: list[dict]) -> int:
+    return max(sum(one["start"] <= each["start"] < one["end"] for one in runs) for each in runs)
+
+
+def test_so_many_at_a_time(fake, monkeypatch):
+    monkeypatch.setattr(here, "allowed_cores", lambda: 7)
+    every = [fake(name, seconds=0.6) for name in "abcde"]
+    assert SideBySide(every, 3).run() == 0
+    runs = [one for each in every for one in ran(each)]
+    assert len(runs) == 5 and most_at_a_time(runs) == 3
+    assert {one["OMP_NUM_THREADS"] for one in runs} == {"2"}
+
+
+def test_what_needs_a_run_starts_when_it_is_trained(fake):
+    first = fake("first", seconds=0.3)
+    second = fake("second", needs=first.folders, runs=0)
+    assert SideBySide([second, first], 2).run() == 0
+    assert ran(first)[0]["end"] < ran(second)[0]["start"]
+
+
+@pytest.mark.parametrize("status, times", [(1, 1), (2, 1), (74, 1), (143, 3), (71, 2), (-9, 2), (-15, 3)])
+def test_a_failure(fake, status, times, capsys):
+    """Tried again or not; then the list ends, what runs beside it goes on to its end, and the line names the log."""
+    failing, beside, later = fake("failing", status), fake("beside", seconds=8), fake("later")
+    expected = 128 - status if status < 0 else status
+    assert SideBySide([failing, beside, later][: 2 + (times == 1)], 2).run() == expected
+    assert (len(ran(failing)), len(ran(beside)), len(ran(later))) == (times, 1, 0)
+    line = next(line for line in capsys.readouterr().out.splitlines()[::-1] if "failing" in line and "status" in line)
+    log = re.search(r"\((\S+)\)$", line)[1]
+    assert f"status {expected} after" in line and "last words of failing" in line
+    assert Path(log).read_text(encoding="utf-8").count("last words of failing") == times
+
+
+@pytest.mark.parametrize("status", [143, 71, -9])
+def test_what_goes_well_at_last_is_no_failure(fake, status):
+    again = fake("again", status, 0)
+    assert SideBySide([again], 2).run() == 0
+    assert [one["status"] for one in ran(again)] == [status, 0]
+
+
+def test_who_is_busy_is_waited_for(fake, monkeypatch, capsys):
+    monkeypatch.setattr(here, "WAIT", 0.2)
+    busy, other = fake("busy", 75, 75, 75, 75, 75, 0), fake("other")
+    assert SideBySide([busy, other], 2).run() == 0
+    assert (len(ran(busy)), len(ran(other))) == (6, 1)
+    assert capsys.readouterr().out.count("waits: status 75") == 1
+
+
+def test_out_of_memory_means_fewer_beside_it(fake):
+    short = fake("short", 71, 0, seconds=0.5)
+    every = [short, *(fake(name, seconds=2) for name in "abcdefg")]
+    assert SideBySide(every, 4).run() == 0
+    again = ran(short)[1]
+    runs = [one for each in every for one in ran(each)]
+    assert most_at_a_time([one for one in runs if one["end"] < again["start"]]) == 4
+    assert most_at_a_time([one for one in runs if one["end"] > again["start"]]) == 2
+
+
+# --- What each gets ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jobs, per_gpu, most", [(2, None, {"GPU-a": 1, "7": 1}), (6, None, {"GPU-a": 3, "7": 3}),
+                                                 (3, 2, {"GPU-a": 2, "7": 1})])  # fmt: skip
+def test_each_has_a_gpu(fake, monkeypatch, jobs, per_gpu, most):
+    monkeypatch.setattr(machine.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,7")
+    every = [fake(f"t{i}", seconds=1.0) for i in range(2 * jobs)]
+    assert SideBySide(every, jobs, per_gpu).run() == 0
+    runs = [one for each in every for one in ran(each)]
+    on = {gpu: [one for one in runs if one["CUDA_VISIBLE_DEVICES"] == gpu] for gpu in most}
+    assert sum(map(len, on.values())) == len(runs)
+    assert {gpu: most_at_a_time(runs) for gpu, runs in on.items()} == most
+
+
+def test_gpus_without_a_choice_of_the_users_and_jobs_by_default(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(machine.torch.cuda, "device_count", lambda: 3)
+    assert machine.gpus() == ["0", "1", "2"]
+    assert (machine.jobs_by_default(1.0), machine.jobs_by_default(1.0, per_gpu=4)) == (3, 12)
+    monkeypatch.setattr(machine.torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(machine, "allowed_cores", lambda: 16)
+    monkeypatch.setattr(machine, "available_memory", lambda: 100 * 2**30)
+    assert machine.gpus() == [] and machine.jobs_by_default(0.125) == 16
+    monkeypatch.setattr(machine, "available_memory", lambda: 10 * 2**30)
+    assert (machine.jobs_by_default(0.125), machine.jobs_by_default(1.0)) == (8, 4)
+    monkeypatch.setattr(machine, "available_memory", lambda: 0)
+    assert machine.jobs_by_default(0.125) == 1
+
+
+@pytest.mark.parametrize(
+    "runs, free, least, others, threads",
+    [
+        (4, 2, 1, [4], 1), (4, 2, 1, [], 2), (1, 2, 1, [], 1), (4, 16, 1, [4, 1, 1, 3, 1, 1, 1, 1], 3),
+        (4, 13, 1, [1, 1, 3, 1, 1, 1, 1], 4), (4, 3, 1, [1, 1], 1), (1, 8, 4, [1], 4), (4, 0, 1, [], 1),
+    ],
+)  # fmt: skip
+def test_a_group_gets_the_cores_that_would_be_idle(runs, free, least, others, threads):
+    assert machine.threads_of(runs, free, least, others) == threads
+
+
+@pytest.mark.parametrize(
+    "files, available",
+    [
+        ({}, 8 * 2**20), ({"memory.max": "max", "memory.current": "1"}, 8 * 2**20),
+        ({"a/memory.max": "5000000", "a/memory.current": "3000000", "a/memory.stat": "anon 1\ninactive_file 500\n"},
+         2_000_500),
+        ({"memory/a/memory.limit_in_bytes": "700", "memory/a/memory.usage_in_bytes": "300"}, 400),
+        ({"b/memory.max": "7", "b/memory.current": "3"}, 8 * 2**20),  # another process's
+    ],
+)  # fmt: skip
+def test_available_memory(files, available, tmp_path):
+    (tmp_path / "own").write_text("0::/a\n4:memory:/a\n", encoding="utf-8")
+    (tmp_path / "meminfo").write_text("MemTotal: 9999 kB\nMemAvailable: 8192 kB\n", encoding="utf-8")
+    for name, text in files.items():
+        (tmp_path / "cgroups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroups" / name).write_text(text, encoding="utf-8")
+    assert machine.available_memory(tmp_path / "meminfo", tmp_path / "cgroups", tmp_path / "own") == available
+
+
+def test_what_follows_from_a_status():
+    expected = {0: "done", 75: "again", 71: "again with fewer beside it", 137: "again with fewer beside it",
+                129: "again", 138: "again", 140: "again", 143: "again", 152: "again"}  # fmt: skip
+    found = {status: task.follows(status) for status in range(256)}
+    assert {status: what for status, what in found.items() if what != "never again"} == expected
+    assert (task.follows(-15), task.follows(-9), task.follows(-11)) == (found[143], found[137], "never again")
+
+
+# --- Trainings --------------------------------------------------------------------------------------------------------
+
+DRIVER = """
+import sys
+import cifar_lab
+from cifar_lab.jobs.here import SideBySide
+from cifar_lab.jobs.task import Task
+from pathlib import Path
+tasks = [Task(line, "quick", seed, 4, (Path(folder),)) for line, seed, folder in {tasks!r}]
+sys.exit(SideBySide(tasks, 2).run())
+"""
+
+
+def trainings(data: Path, results: Path) -> list[Task]:
+    """Three small ones, of which none is done before the others have begun."""
+    made = []
+    for seed in (0, 1, 2):
+        words = ["--preset", "quick", "--width", "0.0625", "--train-size", "600", "--test-size", "100", "--epochs", "4",
+                 "--lrs", "1e-3", "--seed", seed, "--device", "cpu", "--precision", "fp32",
+                 "--checkpoint-seconds", "1e9", "--results", results, "--data-dir", data]  # fmt: skip
+        words = list(map(str, words))
+        (config,) = script.settings_of(MyVGG.VGGSettings, MyVGG.__file__, words).runs(seed)
+        (folder,) = (run_folder(results, "quick", config),)
+        made.append(Task(shlex.join(["python", str(ROOT / "MyVGG.py"), *words]), "quick", seed, 4, (folder,)))
+    return made
+
+
+def logs(results: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in results.rglob("steps.csv")}
+
+
+@pytest.fixture(scope="module")
+def alone(synthetic_data, tmp_path_factory):
+    """The logs of the same commands, one after the other, each in a process of one thread."""
+    results = tmp_path_factory.mktemp("alone")
+    for each in trainings(synthetic_data, results):
+        words = [sys.executable, *shlex.split(each.command)[1:]]
+        subprocess.run(words, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    return logs(results)
+
+
+@contextlib.contextmanager
+def driver(tasks: list[Task]):
+    """A program that runs tasks, two at a time."""
+    listed = [(each.command, each.seed, str(each.folders[0])) for each in tasks]
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER.format(tasks=listed)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def begun(results: Path) -> bool:
+    """Whether two trainings have finished an epoch."""
+    end = time.monotonic() + 120
+    while sum("epoch 1/" in log.read_text(encoding="utf-8") for log in results.rglob("*.log")) < 2:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("number, times", [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
+def test_a_signal_saves_everything_and_the_same_list_goes_on(number, times, synthetic_data, alone, tmp_path):
+    tasks = trainings(synthetic_data, tmp_path)
+    with driver(tasks) as stopped:
+        assert begun(tmp_path)
+        for _ in range(times):  # as from `timeout`
+            stopped.send_signal(number)
+        out, _ = stopped.communicate(timeout=60)
+    assert stopped.returncode == 128 + number and "[3/3]" not in out
+    assert out.count("stopped, everything trained so far is saved; the same command continues") == 2
+    assert not any(map(task.complete, tasks))
+    with driver(tasks) as again:
+        out, _ = again.communicate(timeout=120)
+    assert again.returncode == 0 and out.count(" done in ") == 3
+    assert logs(tmp_path) == alone
+    assert "continues after epoch" in here.log_of(tasks[0]).read_text(encoding="utf-8")
+
+
+def test_a_driver_that_was_killed(synthetic_data, alone, tmp_path):
+    """Its trainings go on; a new one waits for them."""
+    tasks = trainings(synthetic_data, tmp_path)
+    with driver(tasks) as killed:
+        assert begun(tmp_path)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        with driver(tasks) as again:
+            out, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, out
+    assert logs(tmp_path) == alone
