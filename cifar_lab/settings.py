@@ -181,7 +181,7 @@ class RunConfig:
     schedule_epochs: int = 0  # of the whole run, where its course depends on them (`Settings.runs`); else 0
     test_time_flip: bool = False  # whether a prediction is the mean of those of a picture and of its mirror image
     ema: float = 0.0  # decay of the moving average of the weights that evaluations use; 0: the weights themselves
-    bn_images: int = 0  # on which BatchNorm's statistics are estimated again after the last epoch; 0: they are not
+    bn_images: int = 0  # of the last epoch, on which BatchNorm's statistics are estimated again after it; 0: none
     cutout: int = 0  # side of a gray square, pixels; 0: none
     mixup: float = 0.0  # parameter of the Beta distribution of the weight of an image; 0: images are not mixed
     first_size: int = SIZE  # pixels of the images of the first epochs: `training.plan.image_size`

@@ -23,6 +23,7 @@ from cifar_lab.training.plan import SIZE, epoch_plan, held_out, mixing
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # images (B, 3, 32, 32) in [-1, 1], labels (B,)
 
+EVALUATED = 500  # images of a batch of `first_images`: the same on every device, as BatchNorm's statistics are of it
 AHEAD = 5_000  # images augmented at once on a GPU; the epoch's 50,000 take 0.6 GB in fp32
 
 
@@ -173,9 +174,11 @@ class Loader:
         self.index += 1
         self.step += 1
 
-    def plain_batches(self, count: int) -> Batches:
-        """The first training images in order, only normalized, with their labels."""
-        return in_order(self.images[:count], self.labels[:count], self.device, self._normalization)
+    def first_images(self, count: int) -> Iterator[Tensor]:
+        """The first images of the epoch under way in batches of nearly one size: augmented, each by itself, at their
+        full size."""
+        for rows in torch.arange(count, device=self.device.torch).tensor_split(-(-count // EVALUATED)):
+            yield self.device.place(self._augmented(rows))
 
     def test_batches(self) -> Batches:
         """The test images in order, only normalized, with their labels."""

@@ -107,7 +107,7 @@ class TrainingRun:
         """Estimates BatchNorm's statistics again, for the network that is evaluated; leaves it in eval mode."""
         self.statistics = estimated_statistics(
             self.model, lambda images, found: self._device.forward(self.model, images, self.averaged | found),
-            self._loader.plain_batches(self.config.bn_images),
+            self._loader.first_images(self.config.bn_images),
         )  # fmt: skip
 
     def count_steps(self, taken: int) -> None:
