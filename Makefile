@@ -1,6 +1,8 @@
 # On a fresh machine with Python 3.11 or newer: `make quick` or `make test`. Both install what they need into .venv.
 PYTHON ?= python3
 SEEDS ?= 0
+# Commands at a time, if not as many as are fastest: make quick JOBS=4.
+JOBS_AT_A_TIME := $(if $(JOBS),--jobs $(JOBS))
 # Stop cleanly after so many seconds (make report SECONDS=1500); the same command continues.
 SECONDS_LIMIT := $(if $(SECONDS),--seconds $(SECONDS))
 
@@ -14,7 +16,7 @@ RUN := $(VENV)/bin/python
 .PHONY: quick laptop report paper paper-quick modern data test lint bench gpu-check soak fuzz mutate
 
 quick laptop report paper paper-quick modern: data
-	$(RUN) -m cifar_lab.reproduce $@ --seed $(SEEDS) $(SECONDS_LIMIT)
+	$(RUN) -m cifar_lab.reproduce $@ --seed $(SEEDS) $(SECONDS_LIMIT) $(JOBS_AT_A_TIME)
 	@echo "commands of your own: with $(RUN), or with python after: source $(VENV)/bin/activate"
 
 data: $(VENV)/.run

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 from bench import ours, output, program, timing
@@ -102,14 +103,32 @@ def measure(args: Namespace, checkout: Path, env: dict[str, str], model: str, wi
     words = ours.command(model, chosen, "--width", width, "--batch-size", 100, *args.flags)
     runs, images = chosen.stop - chosen.start, IMAGES[width]
     others = [subprocess.Popen([sys.executable, "-c", BUSILY]) for _ in range(BUSY * (beside == "busy"))]
-    commands = []
+    at_a_time = 2 if beside == "training" else 1
     try:
-        for _ in range(2 if beside == "training" else 1):
-            commands.append(Command(checkout, env, words, images, args.data_dir))
+        return beside_one_another(
+            at_a_time, lambda: Command(checkout, env, words, images, args.data_dir), runs, args.piece
+        )
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def beside_one_another(
+    at_a_time: int, start: Callable[[], Command], runs: int, piece: float
+) -> tuple[list[float], str, int]:
+    """Images/s of each of several commands at a time, over so many seconds; the first one's precision, peak in bytes.
+
+    runs: of each command.
+    """
+    commands: list[Command] = []
+    try:
+        for _ in range(at_a_time):
+            commands.append(start())
         for command in commands:
             command.reach(1)
         first = [len(command.seconds()) for command in commands]
-        time.sleep(args.piece)
+        time.sleep(piece)
         for command, before in zip(commands, first, strict=True):
             command.reach(before + 1)
         rates = [command.rate(before, runs) for command, before in zip(commands, first, strict=True)]
@@ -117,9 +136,6 @@ def measure(args: Namespace, checkout: Path, env: dict[str, str], model: str, wi
     finally:
         for command in commands:
             command.stop()
-        for other in others:
-            other.kill()
-            other.wait()
 
 
 def flops(model: str, width: float) -> float:

@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from test_console import Terminal
 
 import MyVGG
+from cifar_lab import reproduce
 from cifar_lab.jobs import here, machine, task
 from cifar_lab.jobs.here import SideBySide
 from cifar_lab.jobs.task import Task
@@ -288,3 +290,67 @@ def test_a_driver_that_was_killed(synthetic_data, alone, tmp_path):
             out, _ = again.communicate(timeout=120)
     assert again.returncode == 0, out
     assert logs(tmp_path) == alone
+
+
+# --- The whole program ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plotted(monkeypatch):
+    """The commands that are run in this process: the figures."""
+    lines = []
+    monkeypatch.setattr(reproduce, "in_this_process", lambda line: lines.append(line) or 0)
+    return lines
+
+
+@pytest.mark.parametrize(
+    "seconds, statuses, status, said",
+    [
+        ([], [0], 0, "all commands done"), ([], [2], 2, "ended with status 2"),
+        (["--seconds", "1.5"], [0], 0, "stopped"),
+    ],
+)  # fmt: skip
+def test_a_list_at_a_time_then_its_figures(fake, plotted, monkeypatch, capsys, seconds, statuses, status, said):
+    listed = [fake("a", *statuses), fake("b", seconds=30 if seconds else 0)]
+    monkeypatch.setattr(reproduce, "tasks", lambda *_: listed)
+    assert reproduce.main(["quick", "--jobs", "2", *seconds]) == status
+    assert [line.split()[:2] for line in plotted] == [["python", "plot_results.py"]]
+    assert f"{said} after " in capsys.readouterr().out
+
+
+def test_lines_of_a_terminal(fake):
+    """A line for each command that runs, below one another; one more when each has ended."""
+    listed = [fake(name, seconds=2.5) for name in ("first", "second")]
+    tasks = [(each.command, each.seed, str(each.folders[0])) for each in listed]
+    terminal = Terminal("-c", DRIVER.format(tasks=tasks))
+    terminal.read_until("this is never on the screen")
+    terminal.close()
+    seen = terminal.screen
+    assert terminal.process.returncode == 0 and seen.count("] done in ") == 2
+    assert re.search(r"net-first0: +75%.* 3/4 ", seen)
+    assert re.search(r"\n\rnet-second0: +75%.* 3/4 ", seen.replace("\r\n", "\n"))
+
+
+# --- The documented page ----------------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "cifar_lab" / "jobs" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_pod_runs_its_line_of_the_list(tmp_path):
+    (command,) = re.findall(r"command: \[bash, -c, '(.*)'\]", PAGE)
+    (tmp_path / "list.txt").write_text(
+        "echo 'not this'\necho 'this  one' \"$JOB_COMPLETION_INDEX\"\n", encoding="utf-8"
+    )
+    command = command.replace("/results", str(tmp_path))
+    env = os.environ | {"JOB_COMPLETION_INDEX": "1"}
+    ended = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, check=True)
+    assert ended.stdout == "this  one 1\n"
+
+
+def test_the_statuses_of_the_page():
+    rows = dict(re.findall(r"^\| ([\d, and]+) \| .* \| (.*) \|$", PAGE, re.M))
+    words = {"done": "goes on", "again": "tries it again", "never again": "ends",
+             "again with fewer beside it": "tries it again once, with fewer beside it"}  # fmt: skip
+    said = {int(status): what for statuses, what in rows.items() for status in re.findall(r"\d+", statuses)}
+    said = {status: said[71] if what == "as 71" else what for status, what in said.items()}
+    assert said == {status: words[task.follows(status)] for status in said} and len(said) == 13
