@@ -204,7 +204,7 @@ def test_elements_that_are_requeued_or_reach_their_time_limit_end_as_if_undistur
     states = [slurm_cluster.job(cluster, f"{array}_{element}") for element in range(len(listed))]
     assert {state["JobState"] for state in states} == {"COMPLETED"}
     assert [state["Restarts"] for state in states] == ["1", "1", *["0"] * (len(listed) - 2)]
-    log = (results / "logs" / f"slurm-{draw}.log").read_text()
+    log = (results / "quick" / "logs" / f"slurm-{draw}.log").read_text()
     assert slurm_cluster.job(cluster, draw)["JobState"] == "COMPLETED", log
     assert (results / "quick" / "report.md").exists()
 

@@ -60,7 +60,7 @@ def run(tasks: Sequence[Task], options: Namespace) -> int:
 
     options: those of `cifar_lab.reproduce`. Ends the program if Slurm is not there or refuses, with nothing submitted.
     """
-    folder = Path(options.results).absolute() / "logs"
+    folder = Path(options.results, options.preset, "logs").absolute()
     now = dict.fromkeys(task.command for task in startable(tasks))
     later = [task.command for task in tasks if task.command not in now]
     later.append(command("plot_results.py", Path(options.results), "--preset", options.preset))
