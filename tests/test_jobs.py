@@ -81,6 +81,13 @@ def test_so_many_at_a_time(fake, monkeypatch):
     assert {one["OMP_NUM_THREADS"] for one in runs} == {"2"}
 
 
+def test_a_list_is_looked_through_only_when_something_can_start(fake, monkeypatch):
+    looks = []
+    monkeypatch.setattr(here, "startable", lambda left: looks.append(left) or task.startable(left))
+    assert SideBySide([fake(name, seconds=0.5) for name in "abc"], 1).run() == 0
+    assert len(looks) == 3
+
+
 def test_what_needs_a_run_starts_when_it_is_trained(fake):
     first = fake("first", seconds=0.3)
     second = fake("second", needs=first.folders, runs=0)

@@ -142,14 +142,14 @@ class SideBySide:
                 one.process.send_signal(number)
 
     def _start(self) -> None:
-        """Starts what may start now."""
-        if self._failed or self._stopped:
-            return
-        now = time.monotonic()
+        """Starts what may start now. A long list is not looked through while nothing could."""
         free = [slot for slot in range(len(self._slots)) if slot not in {one.slot for one in self._running}]
-        left = [*self._waiting, *(one.task for one in self._running)]
-        ready = [task for task in startable(left) if task in self._waiting and self._not_before.get(task, 0) <= now]
-        ready = ready[: max(0, min(len(free), self._limit - len(self._running)))]
+        room = min(len(free), self._limit - len(self._running))
+        if self._failed or self._stopped or room <= 0:
+            return
+        now, running = time.monotonic(), {one.task for one in self._running}
+        left = startable([*self._waiting, *running])
+        ready = [task for task in left if task not in running and self._not_before.get(task, 0) <= now][:room]
         runs = [len(task.folders) or self._cores for task in ready]
         for i, task in enumerate(ready):
             self._waiting.remove(task)
