@@ -28,8 +28,11 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processe
 # --- Made-up commands -------------------------------------------------------------------------------------------------
 
 FAKE = """
-import json, os, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
+
+signals = []
+signal.signal(signal.SIGINT, lambda number, _: signals.append(number))
 
 name, seconds, *statuses = sys.argv[1:]
 me = Path(sys.argv[0]).with_name(f"{name}.ran")
@@ -40,7 +43,8 @@ print("epoch 3/9: working", flush=True)
 time.sleep(float(seconds))
 status = int(statuses[min(len(before), len(statuses) - 1)])
 with me.open("a") as file:
-    file.write(json.dumps(told | {"start": start, "end": time.monotonic(), "status": status}) + chr(10))
+    file.write(json.dumps(told | {"start": start, "end": time.monotonic(), "status": status,
+                            "signals": signals}) + chr(10))
 print(f"last words of {name}", flush=True)
 if status < 0:
     os.kill(os.getpid(), -status)
@@ -117,10 +121,11 @@ def test_what_goes_well_at_last_is_no_failure(fake, status):
 
 def test_who_is_busy_is_waited_for(fake, monkeypatch, capsys):
     monkeypatch.setattr(here, "WAIT", 0.2)
-    busy, other = fake("busy", 75, 75, 75, 75, 75, 0), fake("other")
+    busy, other = fake("busy", 75, 75, 75, 75, 75, 71, 0), fake("other")
     assert SideBySide([busy, other], 2).run() == 0
-    assert (len(ran(busy)), len(ran(other))) == (6, 1)
-    assert capsys.readouterr().out.count("waits: status 75") == 1
+    assert (len(ran(busy)), len(ran(other))) == (7, 1)
+    said = capsys.readouterr().out
+    assert (said.count("waits: status 75"), said.count(busy.command)) == (1, 1)
 
 
 def test_out_of_memory_means_fewer_beside_it(fake):
@@ -336,6 +341,15 @@ def test_lines_of_a_terminal(fake):
     assert terminal.process.returncode == 0 and seen.count("] done in ") == 2
     assert re.search(r"net-first0: +75%.* 3/4 ", seen)
     assert re.search(r"\n\rnet-second0: +75%.* 3/4 ", seen.replace("\r\n", "\n"))
+
+
+def test_ctrl_c_in_a_terminal_reaches_a_command_once(fake):
+    listed = [fake(name, seconds=4) for name in ("first", "second")]
+    tasks = [(each.command, each.seed, str(each.folders[0])) for each in listed]
+    terminal = Terminal("-c", DRIVER.format(tasks=tasks))
+    terminal.read_until("net-first0: +75%", "net-second0: +75%")
+    assert terminal.press_ctrl_c() == 130
+    assert [one["signals"] for each in listed for one in ran(each)] == [[signal.SIGINT]] * 2
 
 
 # --- The documented page ----------------------------------------------------------------------------------------------

@@ -111,7 +111,8 @@ class SideBySide:
         self._number = {task: f"[{number}/{len(tasks)}]" for number, task in enumerate(tasks, start=1)}
         self._waiting = list(tasks)
         self._not_before: dict[Task, float] = {}
-        self._busy: set[Task] = set()
+        self._said: set[Task] = set()  # whose command was printed
+        self._busy: set[Task] = set()  # of which that was said
         self._attempts = dict.fromkeys(tasks, 0)
         self._running: list[_Running] = []
         self._bars: dict[_Running, tqdm] = {}
@@ -158,8 +159,9 @@ class SideBySide:
                 continue
             cores = self._cores - sum(one.threads for one in self._running)
             threads = machine.threads_of(runs[i], cores, self._least, runs[i + 1 :])
-            if not self._attempts[task]:
+            if task not in self._said:
                 self._say(task, task.command)
+            self._said.add(task)
             self._attempts[task] += 1
             one = _Running(task, free[i], self._slots[free[i]], threads)
             self._running.append(one)
