@@ -138,6 +138,15 @@ def test_out_of_memory_means_fewer_beside_it(fake):
     assert most_at_a_time([one for one in runs if one["end"] > again["start"]]) == 2
 
 
+def test_no_command_is_left_behind(fake):
+    first, second = fake("first", seconds=4), fake("second")
+    here.log_of(second).mkdir(parents=True)
+    with pytest.raises(OSError, match=r"net-second0\.log"):
+        SideBySide([first, second], 2).run()
+    time.sleep(5)
+    assert ran(first) == []
+
+
 # --- What each gets ---------------------------------------------------------------------------------------------------
 
 

@@ -122,17 +122,21 @@ class SideBySide:
 
     def run(self) -> int:
         """Runs them; returns as `run` above."""
-        with handling(self._note):
-            drawn = 0.0
-            while self._running or (self._waiting and not self._failed and not self._stopped):
-                self._start()
-                time.sleep(POLL)
-                for one in [one for one in self._running if one.process.poll() is not None]:
-                    self._end(one)
-                if time.monotonic() - drawn > 1:
-                    drawn = time.monotonic()
-                    for one, bar in self._bars.items():
-                        bar.update(one.epochs_done - bar.n)
+        try:
+            with handling(self._note):
+                drawn = 0.0
+                while self._running or (self._waiting and not self._failed and not self._stopped):
+                    self._start()
+                    time.sleep(POLL)
+                    for one in [one for one in self._running if one.process.poll() is not None]:
+                        self._end(one)
+                    if time.monotonic() - drawn > 1:
+                        drawn = time.monotonic()
+                        for one, bar in self._bars.items():
+                            bar.update(one.epochs_done - bar.n)
+        finally:
+            for one in self._running:  # where the disk is full, for example: what runs saves and ends
+                one.process.terminate()
         return 128 + self._stopped if self._stopped else self._failed
 
     def _note(self, number: int, frame: object) -> None:
