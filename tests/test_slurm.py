@@ -161,13 +161,14 @@ def small(task: Task, epochs: int, data) -> Task:
     return replace(task, command=f"{task.command} {more}")
 
 
-def test_elements_that_are_requeued_or_reach_their_time_limit_end_as_if_undisturbed(
+def test_elements_that_are_stopped_in_three_ways_end_as_if_undisturbed(
     cluster, synthetic_data, tmp_path, monkeypatch, capsys
 ):
-    """The quick list. The first element is requeued by hand; Slurm stops the second two minutes before its limit."""
+    """The quick list. The first element is requeued by hand, the second is stopped two minutes before its time limit,
+    the third is preempted by another job."""
     results, undisturbed = tmp_path / "results", tmp_path / "undisturbed"
     listed = [task for task in tasks("quick", (0,), results) if task.folders]
-    listed = [small(task, LONG if i < 2 else 3, synthetic_data) for i, task in enumerate(listed)]
+    listed = [small(task, LONG if i < 3 else 3, synthetic_data) for i, task in enumerate(listed)]
     for name, value in cluster.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -176,34 +177,40 @@ def test_elements_that_are_requeued_or_reach_their_time_limit_end_as_if_undistur
     assert on_slurm.run(listed, options) == 0
     array, draw = re.findall(r"^job (\d+)", capsys.readouterr().out, re.MULTILINE)
 
-    def epochs(element):
-        model = ("vgg_a", "vgg_a_bn")[element]
-        logs = list(results.glob(f"quick/{model}/*/epochs.csv"))
+    def element(number):
+        return slurm_cluster.job(cluster, f"{array}_{number}")
+
+    def epochs(number):
+        logs = list(results.glob(f"quick/{('vgg_a', 'vgg_a_bn', 'inception')[number]}/*/epochs.csv"))
         return min((len(log.read_text().splitlines()) - 1 for log in logs), default=0)
 
-    def pids(element):
-        number = slurm_cluster.job(cluster, f"{array}_{element}")["JobId"]
-        lines = slurm_cluster.said(cluster, "scontrol", "listpids", f"{number}.0").splitlines()[1:]
-        return [int(line.split()[0]) for line in lines]
-
-    for element, stop in enumerate((
+    stops = (
         ("scontrol", "requeue", f"{array}_0"),
         ("scontrol", "update", f"JobId={array}_1", "TimeLimit=1"),
-    )):  # fmt: skip
-        until(lambda element=element: epochs(element) >= 2)
-        for pid in pids(element):  # it would end before Slurm looks at time limits; Slurm lets it go on with its signal
-            os.kill(pid, signal.SIGSTOP)
-        assert epochs(element) < LONG
+        ("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true"),
+    )
+    for number, stop in enumerate(stops):
+        until(lambda number=number: epochs(number) >= 2)
+        shown = slurm_cluster.said(cluster, "scontrol", "listpids", f"{element(number)['JobId']}.0")
+        for line in shown.splitlines()[1:]:  # it would end before Slurm looks at time limits; Slurm's signal wakes it
+            os.kill(int(line.split()[0]), signal.SIGSTOP)
+        assert epochs(number) < LONG
         slurm_cluster.said(cluster, *stop)
-    for element in range(2):
-        until(lambda element=element: slurm_cluster.job(cluster, f"{array}_{element}")["JobState"] == "PENDING")
-        assert 2 <= epochs(element) < LONG
-        wake = ("scontrol", "update", f"JobId={array}_{element}", "StartTime=now", "TimeLimit=30")
-        slurm_cluster.said(cluster, *wake)  # Slurm waits for two minutes
-    until(lambda: slurm_cluster.job(cluster, draw)["JobState"] in ("COMPLETED", "FAILED"))
-    states = [slurm_cluster.job(cluster, f"{array}_{element}") for element in range(len(listed))]
+    for number in range(len(stops)):
+        until(lambda number=number: element(number)["JobState"] == "PENDING")
+        assert 2 <= epochs(number) < LONG
+
+    def drawn():
+        for number in range(len(listed)):
+            if element(number)["Reason"] == "BeginTime":  # Slurm would wait for two minutes
+                start = ("StartTime=now", "TimeLimit=30")
+                slurm_cluster.said(cluster, "scontrol", "update", f"JobId={array}_{number}", *start)
+        return slurm_cluster.job(cluster, draw)["JobState"] in ("COMPLETED", "FAILED")
+
+    until(drawn)
+    states = [element(number) for number in range(len(listed))]
     assert {state["JobState"] for state in states} == {"COMPLETED"}
-    assert [state["Restarts"] for state in states] == ["1", "1", *["0"] * (len(listed) - 2)]
+    assert [state["Restarts"] for state in states][:3] == ["1", "1", "1"]
     log = (results / "quick" / "logs" / f"slurm-{draw}.log").read_text()
     assert slurm_cluster.job(cluster, draw)["JobState"] == "COMPLETED", log
     assert (results / "quick" / "report.md").exists()
