@@ -27,7 +27,7 @@ import numpy as np
 from cifar_lab.escape import shell, terminal
 from cifar_lab.figures import curves, kinds, sets
 from cifar_lab.figures.style import Figures
-from cifar_lab.program import complaint, fail, run
+from cifar_lab.program import complaint, fail, run, status_of
 from cifar_lab.project import RESULTS
 from cifar_lab.report import html_page, page, screening, screening_tables, table, verdict_tables, verdicts
 from cifar_lab.run_folder import files, tensorboard
@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
             if runs and not (args.table or args.to):
                 errors += plot_preset(results, preset, runs, errors)
         except OSError as error:
-            fail(f"plot_results.py: {complaint(error)}", 1)
+            fail(f"plot_results.py: {complaint(error)}", status_of(error))
         for error in errors:
             print(error, file=sys.stderr)
         every += runs
@@ -120,7 +120,7 @@ def of_runs(runs: Sequence[Run], args: Namespace) -> int:
             curves.draw_any(figures, figures_folder(runs[0]) / sets.file_stem("overview", runs), runs)
             print(*figures.lines(), sep="\n")
     except OSError as error:
-        fail(f"plot_results.py: {complaint(error)}", 1)
+        fail(f"plot_results.py: {complaint(error)}", status_of(error))
     return 0
 
 
