@@ -10,11 +10,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from cifar_lab.losses import SMOOTHING
 from cifar_lab.networks import NETWORKS, StepDropout
 from cifar_lab.optimizers import OPTIMIZERS as ENTRIES
+from cifar_lab.optimizers import build_optimizer
 from cifar_lab.settings import RunConfig
 from cifar_lab.width import parameter_groups, scale_output
 
@@ -26,21 +30,22 @@ OPTIMIZERS = {
 }
 
 
+REPORT = [
+    transforms.RandomResizedCrop(32, scale=(0.8, 1.0)),
+    transforms.RandomHorizontalFlip(),
+    transforms.ColorJitter(0.2, 0.2, 0.2, 0.1),
+    transforms.RandomRotation(10),
+]
+FLIP_CROP = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+
+
 class Images(Dataset):
     """As torchvision.datasets.CIFAR10: arrays in memory, images (N, 32, 32, 3) uint8, each made a PIL image."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, images: np.ndarray, labels: np.ndarray, augmentation: list) -> None:
         self.images, self.labels = images, labels
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomResizedCrop(32, scale=(0.8, 1.0)),
-                transforms.RandomHorizontalFlip(),
-                transforms.ColorJitter(0.2, 0.2, 0.2, 0.1),
-                transforms.RandomRotation(10),
-                transforms.ToTensor(),
-                transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-            ]
-        )
+        to_tensor = [transforms.ToTensor(), transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
+        self.transform = transforms.Compose([*augmentation, *to_tensor])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -49,8 +54,11 @@ class Images(Dataset):
         return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
 
 
-def loader(images: np.ndarray, labels: np.ndarray, batch_size: int, workers: int) -> DataLoader:
-    return DataLoader(Images(images, labels), batch_size=batch_size, shuffle=True, num_workers=workers)
+def loader(
+    images: np.ndarray, labels: np.ndarray, batch_size: int, workers: int, augmentation: list = REPORT
+) -> DataLoader:  # fmt: skip
+    data = Images(images, labels, augmentation)
+    return DataLoader(data, batch_size=batch_size, shuffle=True, num_workers=workers)
 
 
 def default_precision() -> None:
@@ -68,11 +76,11 @@ def network(config: RunConfig, device: torch.device) -> tuple[nn.Module, torch.o
         if isinstance(module, StepDropout):
             setattr(model, name, nn.Dropout(module.p))
     model = model.to(device).train()
+    groups = parameter_groups(config, model)
+    if config.optimizer not in OPTIMIZERS:
+        return model, build_optimizer(config, groups, torch.device("cpu"))
     options = ENTRIES[config.optimizer].options
-    optimizer = OPTIMIZERS[config.optimizer](
-        parameter_groups(config, model), lr=config.lr, weight_decay=config.weight_decay, **options
-    )
-    return model, optimizer
+    return model, OPTIMIZERS[config.optimizer](groups, lr=config.lr, weight_decay=config.weight_decay, **options)
 
 
 def train(
@@ -90,3 +98,32 @@ def train(
             optimizer.step()
             running_loss += loss.item()
             yield len(labels)
+
+
+class Recipe:
+    """Today's recipe with PyTorch's own parts: OneCycleLR, label smoothing, AveragedModel."""
+
+    def __init__(self, config: RunConfig, device: torch.device, epochs: int) -> None:
+        self.config, self.device, self.epochs = config, device, epochs
+        self.model, self.optimizer = network(config, device)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
+        self.schedule: OneCycleLR | None = None
+
+    def train_epoch(self, batches: DataLoader) -> None:
+        """One epoch."""
+        if self.schedule is None:
+            full = [group["lr"] for group in self.optimizer.param_groups]
+            self.schedule = OneCycleLR(
+                self.optimizer, max_lr=full, epochs=self.epochs, steps_per_epoch=len(batches), cycle_momentum=False
+            )
+        running_loss = 0.0
+        for images, labels in batches:
+            images, labels = images.to(self.device), labels.to(self.device)
+            self.optimizer.zero_grad()
+            loss = self.criterion(self.model(images), labels)
+            loss.backward()
+            self.optimizer.step()
+            self.schedule.step()
+            self.average.update_parameters(self.model)
+            running_loss += loss.item()

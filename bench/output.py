@@ -21,7 +21,12 @@ def described(device: Device, data: str) -> dict:
 
 def slug(device: Device) -> str:
     """The device as a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", device.describe().lower().removeprefix("cuda: ")).strip("-")
+    return slug_of(device.describe())
+
+
+def slug_of(described: str) -> str:
+    """The same, of its description."""
+    return re.sub(r"[^a-z0-9]+", "-", described.lower().removeprefix("cuda: ")).strip("-")
 
 
 def header(about: dict) -> str:

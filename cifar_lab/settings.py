@@ -241,9 +241,9 @@ PAPER_PRESETS: dict[str, dict] = {
 # flag of one of these names does without it.
 MODERN_PRESETS: dict[str, dict] = {
     "modern": {
-        "bn": True, "width": 0.5, "epochs": 8, "batch_size": 128, "optimizer": ("nesterov",), "momentum": 0.9,
-        "lrs": (0.1,), "schedule": "one-cycle", "weight_decay": 5e-4, "bias_decay": False, "loss": "label_smoothing",
-        "augment": "flip-crop", "test_time_flip": True,
+        "bn": True, "width": 0.375, "epochs": 8, "batch_size": 256, "optimizer": ("muon",), "lrs": (8e-3,),
+        "schedule": "one-cycle", "weight_decay": 0.1, "bias_decay": False, "init": "pytorch",
+        "loss": "label_smoothing", "augment": "flip-crop", "ema": 0.99, "test_time_flip": True,
     },
 }  # fmt: skip
 ALL_PRESETS = PRESETS | PAPER_PRESETS | MODERN_PRESETS
@@ -659,8 +659,9 @@ def _add_flag(parser: argparse._ActionsContainer, field_name: str, f: Field, pre
     name, meta, default = field_name.replace("_", "-"), f.metadata, f.default
     documentation, kind = meta["documentation"], meta["kind"]
     if isinstance(default, bool):
-        switch, action = (f"--no-{name}", "store_false") if default else (f"--{name}", "store_true")
-        parser.add_argument(switch, dest=field_name, help=documentation, action=action, default=None)
+        for value, switch in ((True, f"--{name}"), (False, f"--no-{name}")):  # the one that a preset's can be undone by
+            said = documentation if value != default else argparse.SUPPRESS
+            parser.add_argument(switch, dest=field_name, help=said, action="store_const", const=value, default=None)
         return
     if field_name == "preset":
         listed = [f"{name} ({', '.join(map(_said, own.items())) or 'full size'})" for name, own in presets.items()]

@@ -1,0 +1,267 @@
+"""Today's recipe against the report's: accuracy over seconds of training, and what each of its ingredients is worth.
+
+    python -m bench.recipe                                   # everything, five seeds: hours on two CPU cores
+    python -m bench.recipe --parts curves --seeds 0 1 2
+    python -m bench.recipe --parts ablation --results runs/  # only draws what is complete in runs/, and trains the rest
+
+- curves: VGG-A with BatchNorm at the width and for the epochs of `--preset modern`, with the report's recipe, with
+  today's, and with today's in the loop of tutorials (torchvision's transforms on one PIL image at a time, fp32, eager).
+- ablation: the preset without each of its ingredients, and with those that were tried and are not in it, on
+  validation images; what the preset is made of was chosen on them.
+- budgets: the preset at the widths and lengths that fit 5, 15 and 30 minutes on two CPU cores.
+
+Curves and ablations hold out 5,000 training images, on which every epoch is evaluated, and test at the end. Seconds are
+those of training, without evaluations; nothing else may run beside curves and budgets. Results are written to
+bench/results/<device>-recipe-<part>.md and .json, the curves' figure beside them.
+"""
+
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench import classic, ours, output, program
+from bench.accuracy import difference
+from cifar_lab.data.cache import DataSet
+from cifar_lab.figures.style import plt
+from cifar_lab.measures.evaluation import evaluate, predictor
+from cifar_lab.measures.statistics import t_quantile
+from cifar_lab.program import fail, run
+from cifar_lab.project import ROOT
+from cifar_lab.run_folder.reader import Run, read_run
+from cifar_lab.settings import LARGEST_SEED, MODERN_PRESETS, choice, folder, integer, run_folder
+from cifar_lab.training.device import Device
+from cifar_lab.training.loader import Loader
+
+MODERN = "MyVGG.py --preset modern"
+VALIDATION = "--validation-size 5000"
+OF_PRESET = MODERN_PRESETS["modern"]
+REPORT = f"MyVGG.py --bn --lrs 1e-3 --width {OF_PRESET['width']} --epochs {OF_PRESET['epochs']}"  # its figure 9
+CURVES = {"the report's recipe": REPORT, "today's recipe": MODERN}
+TUTORIAL = "today's recipe, tutorial loop"
+# What is changed, and the flags that change it.
+LEFT_OUT = {
+    "BatchNorm": "--no-bn",
+    "Muon (Nesterov SGD at its own best rate and decay)": "--optimizer nesterov --momentum 0.9 --lrs 0.2 "
+    "--weight-decay 5e-4",
+    "flips and crops": "--augment none",
+    "one-cycle schedule (constant rate)": "--schedule constant",
+    "average of the weights": "--ema 0",
+    "PyTorch's initialization (He's)": "--init he",
+    "flip at test time": "--no-test-time-flip",
+    "label smoothing": "--loss cross_entropy",
+    "weight decay": "--weight-decay 0",
+    "no decay of biases and norms": "--bias-decay",
+    "batches of 256 (128)": "--batch-size 128",
+}
+ADDED = {
+    "cutout of 8 pixels": "--cutout 8",
+    "mixup 0.2": "--mixup 0.2",
+    "BatchNorm's statistics estimated again": "--bn-images 10000",
+    "the report's augmentation": "--augment report",
+}
+BUDGETS = {  # minutes on two cores
+    5: "",
+    15: "--width 0.5 --epochs 16",
+    30: "--width 0.75 --epochs 16",
+}
+PARTS = ("curves", "ablation", "budgets")
+
+# --- Runs of the scripts ---------------------------------------------------------------------------------------------
+
+
+def trained(words: str, seed: int, results: Path, flags: list[str]) -> Run:
+    """The run of a command, trained if it is not complete in the results folder. Ends the program if it fails."""
+    command = [*shlex.split(words), "--seed", str(seed), "--results", str(results)]
+    _, settings = ours.parse(command)
+    place = run_folder(results, settings.preset, settings.runs(seed)[0])
+    if not (place / "summary.json").exists():
+        ended = program.run([str(ROOT / command[0]), *command[1:], *flags], limit=1e6)
+        if ended["status"]:
+            fail(f"bench.recipe: {' '.join(command)}: {' / '.join(ended['last_lines'][-3:])}", 1)
+    return read_run(place)
+
+
+def accuracy_over_time(run: Run) -> list[tuple[float, float]]:
+    """Seconds of training and validation accuracy (percent) after each epoch."""
+    return list(zip(np.cumsum(run.column("seconds")).tolist(), run.column("test_accuracy").tolist(), strict=True))
+
+
+def test_accuracy(run: Run) -> float:
+    """At the end, in percent."""
+    return float(run.summary.get("test_accuracy") or run.summary["last_accuracy"])
+
+
+# --- The tutorial loop -----------------------------------------------------------------------------------------------
+
+
+def tutorial(seed: int, data: DataSet, device: Device) -> tuple[list[tuple[float, float]], float]:
+    """The preset in the classic loop: seconds and validation accuracy after each epoch, and test accuracy at the end.
+
+    It draws the same images for validation as the engine, and shares with it nothing else that is random.
+    """
+    _, settings = ours.parse([*shlex.split(f"{MODERN} {VALIDATION}"), "--seed", str(seed)])
+    (config,) = settings.runs(seed)
+    place = replace(device, precision="fp32", channels_last=False)
+    held = Loader(
+        data, place, seed=seed, batch_size=2, train_size=config.train_size, test_size=config.test_size,
+        validation_size=config.validation_size,
+    )  # fmt: skip
+    classic.default_precision()
+    torch.manual_seed(seed)
+    recipe = classic.Recipe(config, place.torch, settings.epochs)
+    batches = classic.loader(
+        held.images.cpu().numpy(), held.labels.cpu().numpy(), config.batch_size, place.threads, classic.FLIP_CROP
+    )
+    seconds, curve = 0.0, []
+    for _ in range(settings.epochs):
+        start = time.perf_counter()
+        recipe.train_epoch(batches)
+        place.synchronize()
+        seconds += time.perf_counter() - start
+        forward = predictor(recipe.average.module.eval(), config.test_time_flip)
+        _, confusion, _ = evaluate(forward, held.held_out_batches())
+        curve.append((seconds, 100 * int(confusion.trace()) / int(confusion.sum())))
+    _, confusion, _ = evaluate(forward, held.test_batches())
+    return curve, 100 * int(confusion.trace()) / int(confusion.sum())
+
+
+# --- Parts -----------------------------------------------------------------------------------------------------------
+
+
+def spread(values: list[float]) -> str:
+    """Mean and half its 95% interval (Student): `88.21 ± 0.30 (n = 5)`."""
+    n = len(values)
+    half = t_quantile(n - 1) * np.std(values, ddof=1) / n**0.5 if n > 1 else np.nan
+    return f"{np.mean(values):.2f}" + (f" ± {half:.2f}" if n > 1 else "") + f" (n = {n})"
+
+
+def curves(seeds: list[int], results: Path, flags: list[str], data: DataSet, device: Device) -> Iterator[dict]:
+    """Seed by seed, so that whatever else a machine does meets all of them."""
+    found: dict[str, dict[str, list]] = {name: {"curves": [], "test": []} for name in (*CURVES, TUTORIAL)}
+    for seed in seeds:
+        for name, words in CURVES.items():
+            of = trained(f"{words} {VALIDATION}", seed, results, flags)
+            found[name]["curves"].append(accuracy_over_time(of))
+            found[name]["test"].append(test_accuracy(of))
+        curve, test = tutorial(seed, data, device)
+        found[TUTORIAL]["curves"].append(curve)
+        found[TUTORIAL]["test"].append(test)
+        yield found
+
+
+def ablation(seeds: list[int], results: Path, flags: list[str], data: DataSet, device: Device) -> Iterator[dict]:
+    """Final validation and test accuracy of each variant, seed by seed."""
+    found: dict[str, dict[str, list]] = {}
+    variants = {"": ""} | {f"without {k}": v for k, v in LEFT_OUT.items()} | {f"with {k}": v for k, v in ADDED.items()}
+    for seed in seeds:
+        for name, more in variants.items():
+            of = trained(f"{MODERN} {VALIDATION} {more}", seed, results, flags)
+            row = found.setdefault(name, {"flags": more, "validation": [], "test": [], "device": []})
+            row["validation"].append(float(of.summary["last_accuracy"]))
+            row["test"].append(test_accuracy(of))
+            row["device"].append(of.environment["device"])
+        yield found
+
+
+def budgets(seeds: list[int], results: Path, flags: list[str], data: DataSet, device: Device) -> Iterator[dict]:
+    """Test accuracy and seconds, trained on all images, seed by seed."""
+    found: dict[str, dict] = {}
+    for seed in seeds:
+        for minutes, more in BUDGETS.items():
+            of = trained(f"{MODERN} {more}".strip(), seed, results, flags)
+            row = found.setdefault(str(minutes), {"flags": more, "test": [], "seconds": [], "device": []})
+            row["test"].append(test_accuracy(of))
+            row["seconds"].append([of.summary["train_seconds"], of.summary["test_seconds"]])
+            row["device"].append(of.environment["device"])
+        yield found
+
+
+def markdown(part: str, about: dict, found: dict) -> str:
+    """A part's results as a table."""
+    head = f"# Today's recipe: {part}\n\n{output.header(about)}\n\n`python {MODERN}`: {said(OF_PRESET)}.\n\n"
+    if part == "curves":
+        rows = [
+            [name, spread(of["test"]), f"{np.mean([c[-1][0] for c in of['curves']]):.0f}"] for name, of in found.items()
+        ]
+        return head + output.markdown_table(["", "test accuracy at the end (%)", "seconds of training"], rows)
+    if part == "budgets":
+        rows = [
+            [minutes, f"`{' '.join(['python', MODERN, of['flags']]).strip()}`", spread(of["test"]),
+             *(f"{np.mean([s[i] for s in of['seconds']]):.0f}" for i in range(2))]
+            for minutes, of in found.items()
+        ]  # fmt: skip
+        columns = ["minutes", "command", "test accuracy (%)", "seconds of training", "of tests"]
+        return head + output.markdown_table(columns, rows)
+    full = found[""]["validation"]
+    rows = []
+    for name, of in found.items():
+        mean, half = difference(full, of["validation"], paired=True) if name and len(full) > 1 else (np.nan, np.nan)
+        cost = f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]" if np.isfinite(mean) else "-"
+        rows.append([name or "the preset", f"`{of['flags']}`" if of["flags"] else "", spread(of["validation"]), cost])
+    return (
+        head + "Validation accuracy after the last epoch (percent), mean with its 95% interval, and its difference "
+        "from the preset's, of the same seeds, in points.\n\n"
+        + output.markdown_table(["", "flags", "validation accuracy", "difference"], rows)
+    )
+
+
+def said(preset: dict) -> str:
+    """A preset's settings in words."""
+    return ", ".join(f"{name.replace('_', ' ')} {value[0] if isinstance(value, tuple) else value}"
+                     for name, value in preset.items())  # fmt: skip
+
+
+def draw(found: dict, about: dict, file: Path) -> None:
+    """Accuracy over seconds: a line per side, the mean over seeds with its 95% interval."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.6))
+    for (name, of), colour in zip(found.items(), ("#D55E00", "#0072B2", "#999999"), strict=True):
+        each = np.array(of["curves"])  # (seeds, epochs, 2)
+        seconds, mean = each[:, :, 0].mean(0), each[:, :, 1].mean(0)
+        axes.plot(seconds, mean, color=colour, marker="o", markersize=3.5, label=name)
+        if len(each) > 1:
+            half = t_quantile(len(each) - 1) * each[:, :, 1].std(0, ddof=1) / len(each) ** 0.5
+            axes.fill_between(seconds, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+    axes.set(xlabel="seconds of training", ylabel="validation accuracy (%)", xlim=(0, None))
+    axes.set_title(f"VGG-A + BatchNorm, width {OF_PRESET['width']:g}, {OF_PRESET['epochs']} epochs of 45,000 images")
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    n = len(next(iter(found.values()))["test"])
+    figure.text(0.01, 0.01, f"{about['device']}, {n} seed{'s' * (n > 1)}, mean with 95% interval", fontsize=8)
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    for suffix in (".png", ".svg"):
+        figure.savefig(file.with_suffix(suffix), dpi=150)
+    plt.close(figure)
+
+
+def main(argv: list[str]) -> int:
+    parser = program.parser("bench.recipe", __doc__)
+    add = parser.add_argument
+    add("--parts", nargs="+", type=choice(*PARTS), default=list(PARTS), help=" ".join(PARTS))
+    add("--seeds", nargs="+", type=integer(0, LARGEST_SEED), default=[0, 1, 2, 3, 4], help="(0 1 2 3 4)")
+    add("--results", type=folder, default=ROOT / "results", help="folder of the runs (results)")
+    args = parser.parse_args(argv)
+    data, device = program.data_and_device(args)
+    flags = [*program.where(args), *(["--data-dir", args.data_dir] if args.data_dir else [])]
+    about = output.described(device, data.name) | {"seeds": " ".join(map(str, args.seeds))}
+    for part in args.parts:
+        for found in {"curves": curves, "ablation": ablation, "budgets": budgets}[part](
+            args.seeds, args.results, flags, data, device
+        ):
+            of_runs = {d for of in found.values() for d in of.get("device", [])}
+            about["device"] = "; ".join(sorted(of_runs)) or device.describe()
+            name = f"{output.slug_of(about['device'])}-recipe-{part}"
+            output.write(args.output, name, {"about": about, part: found}, markdown(part, about, found))
+            if part == "curves":
+                draw(found, about, args.output / name)
+        print(args.output / f"{name}.md", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main, sys.argv[1:])
