@@ -21,12 +21,13 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from cifar_lab.experiments import experiments_of
 from cifar_lab.jobs.here import in_this_process
 from cifar_lab.jobs.task import Task, complete, startable, task_of, tasks, without_weights
 from cifar_lab.measures.statistics import FEWEST_SEEDS, MOST_SEEDS
-from cifar_lab.program import STOP_SIGNALS, handling
+from cifar_lab.program import BAD_INPUT, STOP_SIGNALS, fail, handling
 from cifar_lab.program import run as run_program
 from cifar_lab.project import RESULTS, ROOT, command
 from cifar_lab.report.claims import CLAIMS, Claim
@@ -38,7 +39,7 @@ from cifar_lab.settings import ALL_PRESETS, LARGEST_SEED, PRESETS, Parser, choic
 INTERRUPTED, STOPPED, *LATER = (128 + number for number in STOP_SIGNALS)  # exit statuses of a stopped script
 # By what --on has: the module whose `run(tasks, options)` runs tasks there and returns an exit status; imported only
 # where it is used, as it may need packages that are not installed.
-PLACES = {"here": "cifar_lab.jobs.here", "slurm": "cifar_lab.jobs.on_slurm"}
+PLACES = {"here": "cifar_lab.jobs.here", "ray": "cifar_lab.jobs.on_ray", "slurm": "cifar_lab.jobs.on_slurm"}
 Stage = tuple[str, list[Task]]  # what is said before, and tasks
 
 
@@ -105,6 +106,16 @@ def _tasks(design: Design, rows: Collection[On], seeds: Sequence[int], results: 
     return list(dict.fromkeys(task_of(experiment, design.preset, seed, results) for experiment, seed in lacking))
 
 
+def _place(on: str) -> ModuleType:
+    """The module that runs tasks there. Ends the program if a package that it needs is not installed."""
+    try:
+        return importlib.import_module(PLACES[on])
+    except ModuleNotFoundError as error:
+        if error.name != on:
+            raise
+        fail(f"--on {on} needs the package {on}: python -m pip install -r requirements-{on}.txt")
+
+
 def main(argv: list[str]) -> int:
     parser = Parser("python -m cifar_lab.reproduce", __doc__)
     add = parser.add_argument
@@ -120,6 +131,9 @@ def main(argv: list[str]) -> int:
     add("--on", type=choice(*PLACES), default="here", help=f"where it runs: {', '.join(PLACES)} (here)")
     add("--jobs", type=integer(1, 1024), help="commands at a time (here: what is fastest; slurm: what it lets run)")
     add("--per-gpu", type=integer(1, 64), metavar="N", help="commands at a time on each GPU of this machine (1)")
+    add("--address", help="of --on ray: the cluster's (RAY_ADDRESS, else one of this machine is started)")
+    add("--cpus", type=integer(1, 1024), help="of --on ray: cores of a command (1)")
+    add("--gpus", type=real(0, 16), help="of --on ray: GPUs of a command, 0.5 for two on one (1, if there are any)")
     add("--slurm", default="", metavar="OPTIONS", help='options of sbatch: --slurm="--time=240 --gres=gpu:1"')
     add("--dry-run", action="store_true", help="of --on slurm: print the scripts instead of submitting them")
     add("--seconds", type=real(0, 1e9, above=True), help="stop cleanly after this long (never)")
@@ -140,6 +154,10 @@ def main(argv: list[str]) -> int:
         parser.error("--until-decided, --switches, --seconds: not with --on slurm, which waits for nothing")
     if args.on != "slurm" and (args.slurm or args.dry_run):
         parser.error("--slurm, --dry-run: only with --on slurm")
+    if args.on != "ray" and (args.address or args.cpus or args.gpus is not None):
+        parser.error("--address, --cpus, --gpus: only with --on ray")
+    if args.on == "ray" and args.jobs:
+        parser.error("--jobs: not with --on ray, which runs as many as there is room for")
     if args.on != "here" and args.per_gpu:
         parser.error(f"--per-gpu: not with --on {args.on}")
     if not args.slurm.isprintable():
@@ -157,7 +175,7 @@ def main(argv: list[str]) -> int:
         listed = [task.command for task in startable([task for task in listed if not complete(task)])]
         print(*(listed or [said or "everything is trained"]), sep="\n")
         return 0
-    place = importlib.import_module(PLACES[args.on])
+    place = _place(args.on)
     if args.on == "slurm":
         return place.run(left(next(stages)[1]), args)
     sys.path.insert(0, str(ROOT))
@@ -171,6 +189,8 @@ def main(argv: list[str]) -> int:
         try:
             status = run_all(stages, partial(place.run, options=args))
         except SystemExit as end:
+            if end.code == BAD_INPUT:  # said already, and nothing has run
+                raise
             status = end.code
     alarm.cancel()
     if status == INTERRUPTED:

@@ -1,5 +1,7 @@
 """The list of commands: what is left out, what happens when one fails, and what is drawn in the end."""
 
+import sys
+
 import pytest
 from made_up import write_run
 
@@ -175,6 +177,17 @@ def test_a_preset_trains_what_its_claims_need(trainer, tmp_path, capsys):
     ]
 
 
+def test_a_package_that_is_not_installed_is_one_line(ran, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for name in ("on_ray", "ray_worker"):
+        monkeypatch.delitem(sys.modules, f"cifar_lab.jobs.{name}", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(["quick", "--on", "ray", "--results", str(tmp_path / "results")])
+    assert ended.value.code == 2 and not [*tmp_path.iterdir()] and not ran
+    said = "--on ray needs the package ray: python -m pip install -r requirements-ray.txt\n"
+    assert capsys.readouterr().err == said and (reproduce.ROOT / "requirements-ray.txt").exists()
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -183,6 +196,7 @@ def test_a_preset_trains_what_its_claims_need(trainer, tmp_path, capsys):
         ["quick", "--until-decided", "--max-seeds", "11"], ["quick", "--until-decided", "--max-seeds", "2"],
         ["quick", "--until-decided", "--max-seeds", "3", "--seed", "0", "1", "2", "3"], ["quick", "--switches", "none"],
         ["quick", "--until-decided", "--switches", "level"],
+        ["quick", "--cpus", "2"], ["quick", "--on", "ray", "--jobs", "2"], ["quick", "--on", "slurm", "--gpus", "0"],
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(ran, words, capsys):

@@ -10,8 +10,7 @@ from pathlib import Path
 from cifar_lab.experiments import Experiment, at_preset, experiments, folder_of
 from cifar_lab.program import BUSY, OUT_OF_MEMORY, STOP_SIGNALS
 from cifar_lab.project import command
-from cifar_lab.run_folder.checkpoint import NEWEST
-from cifar_lab.run_folder.schema import RunFileError, read_summary, trained_to
+from cifar_lab.run_folder.schema import NEWEST, RunFileError, read_summary, trained_to
 from cifar_lab.settings import run_folder, training_root
 
 # The surfaces that are drawn side by side at the end of a preset: runs, points per side, images.

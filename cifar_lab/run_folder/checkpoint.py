@@ -22,12 +22,10 @@ from cifar_lab.networks import describe, find_network
 from cifar_lab.program import is_out_of_memory
 from cifar_lab.project import RESULTS, command
 from cifar_lab.run_folder.files import May, NotRegular, always, read_regular, rename, write_whole
-from cifar_lab.run_folder.schema import completed, read_config, read_summary
+from cifar_lab.run_folder.schema import NEWEST, PREVIOUS, completed, read_config, read_summary
 from cifar_lab.run_folder.validation import Form
 from cifar_lab.settings import RunConfig, above, training_root
 
-NEWEST = "checkpoint.pt"
-PREVIOUS = "checkpoint.previous.pt"
 UNUSABLE = "checkpoint.unusable.pt"
 KEPT = "checkpoint.step*.pt"  # with --keep-every; in place of the star the number of steps behind it
 LARGEST = 1 << 34  # bytes; of a run whose network is known: `Form.largest`

@@ -66,6 +66,11 @@ def read_regular(path: Path, largest: int) -> bytes:
         return file.read(os.fstat(file.fileno()).st_size)
 
 
+def lock_of(folder: Path) -> FileLock:
+    """The lock that a process holds while it writes to a run folder."""
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+
 def lock(by: FileLock) -> bool:
     """Locks a file; False if the file system has no locks. Raises Timeout if another process has it, and OSError."""
     try:

@@ -20,6 +20,7 @@ from cifar_lab.run_folder.files import read_regular
 from cifar_lab.schedules import SCHEDULES
 from cifar_lab.settings import ALL_PRESETS, AUGMENTS, MOST_CLASSES, OPTION, RunConfig, Settings
 
+NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 SCHEMA = 2  # since 2, config.json names the network's script, label and fingerprint
 LARGEST_TEXT = 1 << 24  # bytes of a JSON file
 LARGEST_INTEGER = 2**53  # beyond it a float, and with it most readers of JSON, skips integers

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from cifar_lab.project import ROOT
 from cifar_lab.run_folder import checkpoint, files, tensorboard
@@ -115,7 +115,7 @@ class Recorder:
         self.preset = preset
         self.events: tensorboard.Events | None = None  # of --log tensorboard
         self._network = network
-        self._lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        self._lock = files.lock_of(folder)
         self._owner_file = folder.with_name(f".{folder.name}.owner.json")
         # Told from others by a word of its own: a number of a process comes back, and a machine's name changes.
         self._own = {
