@@ -26,7 +26,6 @@ import numpy as np
 import torch
 
 from bench import classic, ours, output, program
-from bench.accuracy import difference
 from cifar_lab.data.cache import DataSet
 from cifar_lab.figures.style import plt
 from cifar_lab.measures.evaluation import evaluate, predictor
@@ -75,13 +74,18 @@ PARTS = ("curves", "ablation", "budgets")
 # --- Runs of the scripts ---------------------------------------------------------------------------------------------
 
 
-def trained(words: str, seed: int, results: Path, flags: list[str]) -> Run:
-    """The run of a command, trained if it is not complete in the results folder. Ends the program if it fails."""
-    command = [*shlex.split(words), "--seed", str(seed), "--results", str(results)]
+def trained(words: str, seed: int, results: Path, flags: list[str] | None) -> Run | None:
+    """The run of a command, trained if it is not complete in the results folder; without flags None if it is not.
+
+    flags: for training. Ends the program if that fails.
+    """
+    command = [*shlex.split(words), "--seed", str(seed), "--results", str(results), *(flags or ())]
     _, settings = ours.parse(command)
     place = run_folder(results, settings.preset, settings.runs(seed)[0])
     if not (place / "summary.json").exists():
-        ended = program.run([str(ROOT / command[0]), *command[1:], *flags], limit=1e6)
+        if flags is None:
+            return None
+        ended = program.run([str(ROOT / command[0]), *command[1:]], limit=1e6)
         if ended["status"]:
             fail(f"bench.recipe: {' '.join(command)}: {' / '.join(ended['last_lines'][-3:])}", 1)
     return read_run(place)
@@ -135,13 +139,35 @@ def tutorial(seed: int, data: DataSet, device: Device) -> tuple[list[tuple[float
 
 
 def spread(values: list[float]) -> str:
-    """Mean and half its 95% interval (Student): `88.21 ± 0.30 (n = 5)`."""
+    """Mean and half its 95% interval (Student): `88.21 ± 0.30 (n = 5)`; a dash if there are none."""
     n = len(values)
     half = t_quantile(n - 1) * np.std(values, ddof=1) / n**0.5 if n > 1 else np.nan
-    return f"{np.mean(values):.2f}" + (f" ± {half:.2f}" if n > 1 else "") + f" (n = {n})"
+    return (f"{np.mean(values):.2f}" + (f" ± {half:.2f}" if n > 1 else "") + f" (n = {n})") if n else "-"
 
 
-def curves(seeds: list[int], results: Path, flags: list[str], data: DataSet, device: Device) -> Iterator[dict]:
+def compared(found: dict[str, dict]) -> dict[str, tuple[float, float]]:
+    """Each variant's mean validation accuracy minus the preset's, and half its 95% interval, in points.
+
+    The standard deviation over seeds is pooled over the variants that train at all (above 50%), so that a difference of
+    few seeds has an interval that says something. Variants without a seed are left out.
+    """
+    values = {name: of["validation"] for name, of in found.items() if of["validation"]}
+    pooled = [np.array(of) for of in values.values() if len(of) > 1 and np.mean(of) > 50]
+    freedom = sum(len(of) - 1 for of in pooled)
+    if not freedom or "" not in values:
+        return {}
+    deviation = (sum(((of - of.mean()) ** 2).sum() for of in pooled) / freedom) ** 0.5
+    full = values.pop("")
+    return {
+        name: (
+            float(np.mean(of) - np.mean(full)),
+            float(t_quantile(freedom) * deviation * (1 / len(of) + 1 / len(full)) ** 0.5),
+        )
+        for name, of in values.items()
+    }
+
+
+def curves(seeds: list[int], results: Path, flags: list[str] | None, data: DataSet, device: Device) -> Iterator[dict]:
     """Seed by seed, so that whatever else a machine does meets all of them."""
     found: dict[str, dict[str, list]] = {name: {"curves": [], "test": []} for name in (*CURVES, TUTORIAL)}
     for seed in seeds:
@@ -155,7 +181,7 @@ def curves(seeds: list[int], results: Path, flags: list[str], data: DataSet, dev
         yield found
 
 
-def ablation(seeds: list[int], results: Path, flags: list[str], data: DataSet, device: Device) -> Iterator[dict]:
+def ablation(seeds: list[int], results: Path, flags: list[str] | None, data: DataSet, device: Device) -> Iterator[dict]:
     """Final validation and test accuracy of each variant, seed by seed."""
     found: dict[str, dict[str, list]] = {}
     variants = {"": ""} | {f"without {k}": v for k, v in LEFT_OUT.items()} | {f"with {k}": v for k, v in ADDED.items()}
@@ -163,19 +189,23 @@ def ablation(seeds: list[int], results: Path, flags: list[str], data: DataSet, d
         for name, more in variants.items():
             of = trained(f"{MODERN} {VALIDATION} {more}", seed, results, flags)
             row = found.setdefault(name, {"flags": more, "validation": [], "test": [], "device": []})
+            if of is None:
+                continue
             row["validation"].append(float(of.summary["last_accuracy"]))
             row["test"].append(test_accuracy(of))
             row["device"].append(of.environment["device"])
         yield found
 
 
-def budgets(seeds: list[int], results: Path, flags: list[str], data: DataSet, device: Device) -> Iterator[dict]:
+def budgets(seeds: list[int], results: Path, flags: list[str] | None, data: DataSet, device: Device) -> Iterator[dict]:
     """Test accuracy and seconds, trained on all images, seed by seed."""
     found: dict[str, dict] = {}
     for seed in seeds:
         for minutes, more in BUDGETS.items():
             of = trained(f"{MODERN} {more}".strip(), seed, results, flags)
             row = found.setdefault(str(minutes), {"flags": more, "test": [], "seconds": [], "device": []})
+            if of is None:
+                continue
             row["test"].append(test_accuracy(of))
             row["seconds"].append([of.summary["train_seconds"], of.summary["test_seconds"]])
             row["device"].append(of.environment["device"])
@@ -198,16 +228,18 @@ def markdown(part: str, about: dict, found: dict) -> str:
         ]  # fmt: skip
         columns = ["minutes", "command", "test accuracy (%)", "seconds of training", "of tests"]
         return head + output.markdown_table(columns, rows)
-    full = found[""]["validation"]
     rows = []
+    differences = compared(found)
     for name, of in found.items():
-        mean, half = difference(full, of["validation"], paired=True) if name and len(full) > 1 else (np.nan, np.nan)
+        mean, half = differences.get(name, (np.nan, np.nan))
         cost = f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]" if np.isfinite(mean) else "-"
-        rows.append([name or "the preset", f"`{of['flags']}`" if of["flags"] else "", spread(of["validation"]), cost])
+        each = ", ".join(f"{value:.2f}" for value in of["validation"]) or "-"
+        rows.append([name or "the preset", f"`{of['flags']}`" if of["flags"] else "", each, cost])
     return (
-        head + "Validation accuracy after the last epoch (percent), mean with its 95% interval, and its difference "
-        "from the preset's, of the same seeds, in points.\n\n"
-        + output.markdown_table(["", "flags", "validation accuracy", "difference"], rows)
+        head
+        + "Validation accuracy after the last epoch of each seed, in percent; the difference of the means from the "
+        "preset's in points, with its 95% interval (standard deviation pooled over the variants).\n\n"
+        + output.markdown_table(["", "flags", "validation accuracy (%)", "difference"], rows)
     )
 
 
@@ -245,9 +277,13 @@ def main(argv: list[str]) -> int:
     add("--parts", nargs="+", type=choice(*PARTS), default=list(PARTS), help=" ".join(PARTS))
     add("--seeds", nargs="+", type=integer(0, LARGEST_SEED), default=[0, 1, 2, 3, 4], help="(0 1 2 3 4)")
     add("--results", type=folder, default=ROOT / "results", help="folder of the runs (results)")
+    add("--draw", action="store_true", help="train nothing: tables of ablation and budgets from what is complete")
     args = parser.parse_args(argv)
+    if args.draw and "curves" in args.parts:
+        parser.error("--draw: goes with --parts ablation budgets only")
+    # As asked for, before the benchmark itself chooses: the scripts choose alike, and name folders by what was asked.
+    flags = None if args.draw else [*program.where(args), *(["--data-dir", args.data_dir] if args.data_dir else [])]
     data, device = program.data_and_device(args)
-    flags = [*program.where(args), *(["--data-dir", args.data_dir] if args.data_dir else [])]
     about = output.described(device, data.name) | {"seeds": " ".join(map(str, args.seeds))}
     for part in args.parts:
         for found in {"curves": curves, "ablation": ablation, "budgets": budgets}[part](

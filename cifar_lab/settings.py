@@ -248,7 +248,8 @@ MODERN_PRESETS: dict[str, dict] = {
 }  # fmt: skip
 ALL_PRESETS = PRESETS | PAPER_PRESETS | MODERN_PRESETS
 
-# What a setting is called in a folder's name, followed by its value; booleans stand without one. Model, optimizer,
+# What a setting is called in a folder's name, followed by its value; booleans stand without one: their word says that
+# they have not their default, and with or without "no" before it that they have, unlike the preset. Model, optimizer,
 # learning rate, weight decay and seed are always in the name, these only if they differ from the preset's own.
 SHORT = {
     "momentum": "momentum",
@@ -366,9 +367,12 @@ def run_name(config: RunConfig, preset: str, usual_precision: str | None = None)
         own["precision"] = usual_precision or AUTO_PRECISION.get(config.device, "fp32")
     parts = [config.optimizer, f"lr{number(config.lr)}", f"wd{number(config.weight_decay)}", f"seed{config.seed}"]
     values = vars(config) | {"augment": "noaugment" if config.augment == "none" else config.augment}
+    defaults = {short: getattr(RunConfig, key) for key, short in SHORT.items()}
     named = [(short, values[key]) for key, short in SHORT.items() if getattr(config, key) not in (own[key], None)]
     named += [(name.split("_")[-1], value) for name, value in sorted(config.options.items())]
     for short, value in named:
+        if isinstance(value, bool) and value == defaults.get(short):  # where the preset has the other one
+            short = short[2:] if short.startswith("no") else f"no{short}"
         shown = repr(value).removesuffix(".0") if isinstance(value, float) else value
         parts.append(short if isinstance(value, bool) else f"{short}{shown}")
     return escape.shortened("-".join(parts))

@@ -15,11 +15,13 @@ from bench import (
     output,
     profile_step,
     program,
+    recipe,
     report_slice,
     scaling,
     table,
     timing,
 )
+from cifar_lab.data import cache
 from cifar_lab.data.cache import DataError
 from cifar_lab.experiments import EXPERIMENTS
 from cifar_lab.run_folder.reader import read_runs, report_runs
@@ -272,3 +274,57 @@ def test_spread():
     assert timing.spread([]) is None
     assert output.shown(timing.spread([1.0, 2.0, 4.0]), ".1f") == "2.0 (1.0 to 4.0)"
     assert output.shown(None, ".1f") == "-"
+
+
+# --- Today's recipe ---------------------------------------------------------------------------------------------------
+
+
+def test_the_differences_of_ablations_by_hand():
+    """Two variants that train: pooled deviation ((0.5 + 2) / 2) ** 0.5 with 2 degrees of freedom, whose t is 4.303."""
+    found = {
+        "": {"validation": [88.0, 89.0]},
+        "without it": {"validation": [85.0, 87.0]},
+        "without BatchNorm": {"validation": [10.0, 10.0]},
+        "once": {"validation": [90.0]},
+        "never": {"validation": []},
+    }
+    got = recipe.compared(found)
+    assert got.keys() == {"without it", "without BatchNorm", "once"}
+    deviation = 1.25**0.5
+    assert got["without it"] == pytest.approx((-2.5, 4.3027 * deviation), rel=1e-4)
+    assert got["without BatchNorm"][0] == -78.5
+    assert got["once"] == pytest.approx((1.5, 4.3027 * deviation * 1.5**0.5), rel=1e-4)
+    assert recipe.compared({"": {"validation": [88.0]}, "other": {"validation": [87.0]}}) == {}
+    assert recipe.spread([88.0, 89.0]) == "88.50 ± 6.35 (n = 2)" and recipe.spread([]) == "-"
+
+
+def test_recipe(monkeypatch, tmp_path, capsys, synthetic_data):
+    """Curves with every side trained, then the tables: what is complete is not trained again."""
+    small = "--bn --width 0.03 --train-size 120 --test-size 40 --epochs 2 --schedule one-cycle --ema 0.9"
+    monkeypatch.setattr(recipe, "MODERN", f"MyVGG.py {small} --optimizer muon --batch-size 30")
+    monkeypatch.setattr(recipe, "CURVES", {"the report's recipe": f"MyVGG.py {small}", "today's": recipe.MODERN})
+    monkeypatch.setattr(recipe, "VALIDATION", "--validation-size 20")
+    monkeypatch.setattr(recipe, "LEFT_OUT", {"average": "--ema 0"})
+    monkeypatch.setattr(recipe, "ADDED", {"cutout": "--cutout 8"})
+    monkeypatch.setattr(program, "load", cache.load)
+    flags = ["--seeds", "0", "--device", "cpu", "--output", str(tmp_path / "out"), "--data-dir", str(synthetic_data)]
+    flags += ["--results", str(tmp_path / "results")]
+    assert recipe.main([*flags, "--parts", "curves"]) == 0
+    (written,) = tmp_path.glob("out/*-recipe-curves.json")
+    found = json.loads(written.read_text())["curves"]
+    assert list(found) == ["the report's recipe", "today's", recipe.TUTORIAL]
+    for of in found.values():
+        ((first, second),) = of["curves"]
+        assert 0 < first[0] < second[0] and 0 <= first[1] <= 100 and len(of["test"]) == 1
+    assert written.with_suffix(".png").stat().st_size > 10_000
+    runs = {path.parent.name for path in tmp_path.rglob("summary.json")}
+    assert len(runs) == 2
+    assert recipe.main([*flags, "--parts", "ablation", "budgets", "--draw"]) == 0
+    assert {path.parent.name for path in tmp_path.rglob("summary.json")} == runs
+    (written,) = tmp_path.glob("out/*-recipe-ablation.json")
+    found = json.loads(written.read_text())["ablation"]
+    assert [len(of["validation"]) for of in found.values()] == [1, 0, 0]
+    assert "| without average | `--ema 0` | - | - |" in written.with_suffix(".md").read_text()
+    with pytest.raises(SystemExit):
+        recipe.main([*flags, "--draw"])
+    assert "--draw: goes with --parts ablation budgets only" in capsys.readouterr().err

@@ -261,9 +261,16 @@ def pattern_of(key: str) -> str:
     return "|".join(CHOICES[key]) if key in CHOICES else PATTERNS[type(getattr(RunConfig, key))]
 
 
+def words_of(key: str, short: str) -> str:
+    """What stands before it: of a boolean the word for either value."""
+    if not isinstance(getattr(RunConfig, key), bool):
+        return short
+    return f"{short}|{short[2:] if short.startswith('no') else f'no{short}'}"
+
+
 NAME = re.compile(
     rf"(?P<optimizer>{'|'.join(OPTIMIZERS)})-lr(?P<lr>{NUMBER})-wd(?P<weight_decay>{NUMBER})-seed(?P<seed>\d+)"
-    + "".join(rf"(?:-{short}(?P<{key}>{pattern_of(key)}))?" for key, short in SHORT.items())
+    + "".join(rf"(?:-(?:{words_of(key, short)})(?P<{key}>{pattern_of(key)}))?" for key, short in SHORT.items())
     + rf"(?:-scale(?P<residual_scale>{NUMBER}))?"
 )
 

@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # From the bottom to the top: a module imports from its own folder and from those before it.
 ORDER = (
-    "interrupt", "escape", "program", "openmp", "project", "start", "activations", "losses", "optimizers", "schedules",
-    "settings", "networks", "width",
+    "interrupt", "escape", "program", "openmp", "project", "start", "activations", "losses", "muon", "optimizers",
+    "schedules", "settings", "networks", "width",
     "experiments", "switches", "run_folder", "data", "measures", "figures", "report", "training", "jobs", "reproduce",
 )  # fmt: skip
 # What may be imported in a function: PyTorch, matplotlib, pillow, what need not be installed, and modules of ours that

@@ -17,7 +17,7 @@ import MyVGG
 from cifar_lab import project, reproduce
 from cifar_lab.experiments import config_of, folder_of
 from cifar_lab.jobs.task import tasks
-from cifar_lab.settings import RunConfig, run_folder
+from cifar_lab.settings import RunConfig, run_folder, run_name
 from cifar_lab.training import script
 
 torch.set_num_threads(1)
@@ -441,6 +441,14 @@ def test_probe_every_says_at_which_steps_there_are_probes(words, probed, data, t
     recorded.train(MyVGG, data, words, wide, results=tmp_path)
     rows = [line.split(",") for path in tmp_path.rglob("probes.csv") for line in path.read_text().splitlines()[1:]]
     assert [int(row[0]) for row in rows] == [step for step in probed for _ in range(10)]  # 10 step sizes
+
+
+def test_a_switch_of_a_preset_can_be_undone_and_its_name_says_so():
+    ((_, _, config),) = asked("python MyVGG.py --preset modern --no-test-time-flip --bias-decay --no-bn")
+    assert (config.model, config.test_time_flip, config.bias_decay) == ("vgg_a", False, True)
+    assert run_name(config, "modern") == "muon-lr8e-3-wd1e-1-seed0-biasdecay-notestflip"
+    ((_, _, plain),) = asked("python MyVGG.py --test-time-flip --no-bias-decay")
+    assert run_name(plain, "report") == "adam-lr1e-3-wd1e-4-seed0-nobiasdecay-testflip"
 
 
 def test_an_optimizer_without_momentum_leaves_out_that_of_the_preset():

@@ -51,15 +51,6 @@ def mean_loss(forward: Callable[[Tensor], Tensor], batches: Batches, criterion: 
     return float(evaluate(forward, batches, criterion)[0]) / sum(len(labels) for _, labels in batches)
 
 
-def statistics_of(model: nn.Module) -> dict[str, Tensor]:
-    """BatchNorm's running statistics, buffers of the network, by name."""
-    return {
-        f"{name}.{buffer}" if name else buffer: tensor
-        for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for buffer, tensor in module.named_buffers()
-    }  # fmt: skip
-
-
 def set_mode(model: nn.Module, mode: str) -> None:
     """Eval mode or, if `mode` is train, eval mode but for BatchNorm, which uses the statistics of each batch."""
     model.eval()

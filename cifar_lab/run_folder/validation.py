@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifar_lab.measures.evaluation import statistics_of
-from cifar_lab.networks import Description
+from cifar_lab.networks import Description, statistics_of
 from cifar_lab.optimizers import build_optimizer
 from cifar_lab.run_folder.inputs import is_plain
 from cifar_lab.run_folder.schema import completed

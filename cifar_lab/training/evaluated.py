@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifar_lab.measures.evaluation import set_mode, statistics_of
+from cifar_lab.measures.evaluation import set_mode
+from cifar_lab.networks import statistics_of
 
 
 class WeightAverage:

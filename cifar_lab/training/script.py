@@ -14,8 +14,7 @@ from torch import nn
 from cifar_lab import program
 from cifar_lab.data import cache
 from cifar_lab.data.datasets import Source
-from cifar_lab.measures.evaluation import statistics_of
-from cifar_lab.networks import Description, NetworkError, build, describe, networks_of
+from cifar_lab.networks import Description, NetworkError, build, describe, networks_of, statistics_of
 from cifar_lab.optimizers import OPTIMIZERS
 from cifar_lab.program import fail
 from cifar_lab.project import ROOT
