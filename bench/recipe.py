@@ -93,7 +93,7 @@ def trained(words: str, seed: int, results: Path, flags: list[str] | None) -> Ru
 
 def accuracy_over_time(run: Run) -> list[tuple[float, float]]:
     """Seconds of training and validation accuracy (percent) after each epoch."""
-    return list(zip(np.cumsum(run.column("seconds")).tolist(), run.column("test_accuracy").tolist(), strict=True))
+    return list(zip(np.cumsum(run.column("train_seconds")).tolist(), run.column("test_accuracy").tolist(), strict=True))
 
 
 def test_accuracy(run: Run) -> float:
