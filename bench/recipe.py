@@ -55,7 +55,6 @@ LEFT_OUT = {
     "flip at test time": "--no-test-time-flip",
     "label smoothing": "--loss cross_entropy",
     "weight decay": "--weight-decay 0",
-    "no decay of biases and norms": "--bias-decay",
     "batches of 256 (128)": "--batch-size 128",
 }
 ADDED = {
@@ -63,6 +62,7 @@ ADDED = {
     "mixup 0.2": "--mixup 0.2",
     "BatchNorm's statistics estimated again": "--bn-images 10000",
     "the report's augmentation": "--augment report",
+    "no decay of biases and norms": "--no-bias-decay",
 }
 BUDGETS = {  # minutes on two cores
     5: "",
@@ -188,12 +188,12 @@ def ablation(seeds: list[int], results: Path, flags: list[str] | None, data: Dat
     for seed in seeds:
         for name, more in variants.items():
             of = trained(f"{MODERN} {VALIDATION} {more}", seed, results, flags)
-            row = found.setdefault(name, {"flags": more, "validation": [], "test": [], "device": []})
+            row = found.setdefault(name, {"flags": more, "validation": [], "test": [], "environment": []})
             if of is None:
                 continue
             row["validation"].append(float(of.summary["last_accuracy"]))
             row["test"].append(test_accuracy(of))
-            row["device"].append(of.environment["device"])
+            row["environment"].append(of.environment)
         yield found
 
 
@@ -203,12 +203,12 @@ def budgets(seeds: list[int], results: Path, flags: list[str] | None, data: Data
     for seed in seeds:
         for minutes, more in BUDGETS.items():
             of = trained(f"{MODERN} {more}".strip(), seed, results, flags)
-            row = found.setdefault(str(minutes), {"flags": more, "test": [], "seconds": [], "device": []})
+            row = found.setdefault(str(minutes), {"flags": more, "test": [], "seconds": [], "environment": []})
             if of is None:
                 continue
             row["test"].append(test_accuracy(of))
             row["seconds"].append([of.summary["train_seconds"], of.summary["test_seconds"]])
-            row["device"].append(of.environment["device"])
+            row["environment"].append(of.environment)
         yield found
 
 
@@ -289,8 +289,9 @@ def main(argv: list[str]) -> int:
         for found in {"curves": curves, "ablation": ablation, "budgets": budgets}[part](
             args.seeds, args.results, flags, data, device
         ):
-            of_runs = {d for of in found.values() for d in of.get("device", [])}
-            about["device"] = "; ".join(sorted(of_runs)) or device.describe()
+            for key, here in output.described(device, data.name).items():  # of the runs, wherever they were trained
+                of_runs = {e[key] for of in found.values() for e in of.get("environment", []) if key in e}
+                about[key] = "; ".join(sorted(map(str, of_runs))) or here
             name = f"{output.slug_of(about['device'])}-recipe-{part}"
             output.write(args.output, name, {"about": about, part: found}, markdown(part, about, found))
             if part == "curves":

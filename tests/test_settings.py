@@ -444,9 +444,11 @@ def test_probe_every_says_at_which_steps_there_are_probes(words, probed, data, t
 
 
 def test_a_switch_of_a_preset_can_be_undone_and_its_name_says_so():
-    ((_, _, config),) = asked("python MyVGG.py --preset modern --no-test-time-flip --bias-decay --no-bn")
-    assert (config.model, config.test_time_flip, config.bias_decay) == ("vgg_a", False, True)
-    assert run_name(config, "modern") == "muon-lr8e-3-wd1e-1-seed0-biasdecay-notestflip"
+    ((_, _, config),) = asked("python MyVGG.py --preset modern --no-test-time-flip --no-bn")
+    assert (config.model, config.test_time_flip) == ("vgg_a", False)
+    assert run_name(config, "modern") == "muon-lr8e-3-wd1e-1-seed0-notestflip"
+    ((_, _, config),) = asked("python MyVGG.py --preset paper-quick --width-transfer")
+    assert run_name(config, "paper-quick") == "sgd-lr1e-1-wd0-seed0-transfer"
     ((_, _, plain),) = asked("python MyVGG.py --test-time-flip --no-bias-decay")
     assert run_name(plain, "report") == "adam-lr1e-3-wd1e-4-seed0-nobiasdecay-testflip"
 
