@@ -57,6 +57,7 @@ TABLE = (
      "tests/test_random_streams.py tests/test_augment.py tests/test_switches.py"),
     ("augmentation", "cifar_lab/training/augment.py", "tests/test_augment.py tests/test_random_streams.py"),
     ("optimizers", "cifar_lab/optimizers.py", "tests/test_optimizers.py tests/test_layout.py tests/test_figures.py"),
+    ("optimizers", "cifar_lab/muon.py", "tests/test_optimizers.py"),
     ("optimizers", "cifar_lab/activations.py cifar_lab/losses.py",
      "tests/test_activations.py tests/test_losses.py tests/test_layout.py tests/test_own_figures.py"),
     ("optimizers", "cifar_lab/schedules.py", "tests/test_schedules.py tests/test_layout.py"),
@@ -69,6 +70,7 @@ TABLE = (
     ("training", "cifar_lab/training/loader.py cifar_lab/training/group.py cifar_lab/training/run.py"
      " cifar_lab/training/script.py cifar_lab/training/position.py",
      "tests/test_recomputed_logs.py tests/test_run_folder.py tests/test_settings.py tests/test_cuda_stand_in.py"),
+    ("training", "cifar_lab/training/evaluated.py", "tests/test_recipe.py"),
     ("files", "cifar_lab/run_folder/validation.py", "tests/test_validation.py tests/test_resume.py"),
     ("files", "cifar_lab/escape.py", "tests/test_escape.py"),
     ("files", "cifar_lab/training/export.py", "tests/test_export.py"),

@@ -123,7 +123,7 @@ def test_every_line_of_the_table_is_typed_in_a_test():
     """By this file: the lines here are the arguments of `typed`, and the one for pandas."""
     source = Path(__file__).read_text(encoding="utf-8")
     starts = {*re.findall(r'typed\(\s*"(python [^"]+)"', source), "pandas.concat"}
-    assert len(TYPED) == 30
+    assert len(TYPED) == 36
     assert set(TYPED) == {command for start in starts for command in lines_that_start(start)}
 
 
@@ -152,6 +152,10 @@ def test_each_switch_is_drawn_beside_the_default(tmp_path, synthetic_data):
     typed("python MyVGG.py --preset quick --warmup", tmp_path, synthetic_data)
     typed("python MyVGG.py --preset quick --augment", tmp_path, synthetic_data)
     typed("python MyVGG.py --preset quick --test-time-flip", tmp_path, synthetic_data)
+    typed("python MyVGG.py --preset quick --ema", tmp_path, synthetic_data)
+    typed("python MyVGG.py --preset quick --cutout", tmp_path, synthetic_data)
+    typed("python MyVGG.py --preset quick --mixup", tmp_path, synthetic_data)
+    typed("python MyVGG.py --optimizer muon", tmp_path, synthetic_data)
     typed("python MyVGG.py --preset quick --validation-size", tmp_path, synthetic_data, "--validation-size=20")
     drawn = plotted(tmp_path / "results")
     labels = {
@@ -165,11 +169,31 @@ def test_each_switch_is_drawn_beside_the_default(tmp_path, synthetic_data):
         "warmup": (["warm-up epochs 0", "warm-up epochs 1"], "training loss (nats)"),
         "augment": (["the report's augmentation", "flips and crops"], "training loss (nats)"),
         "test_time_flip": (["no flip at test time", "flip at test time"], "training loss (nats)"),
+        "ema": (["weight average 0", "weight average 0.99"], "training loss (nats)"),
+        "cutout": (["cutout 0", "cutout 8"], "training loss (nats)"),
+        "mixup": (["mixup 0", "mixup 0.2"], "training loss (nats)"),
+        "optimizer": (["Adam", "Muon"], "training loss (nats)"),
         "validation_size": (["validation images 0", "validation images 20"], "training loss (nats)"),
     }
     held_out = {stem.split("-")[1]: figure.axes[0].get_ylabel() for stem, figure in drawn.figures.items()}
     assert held_out.pop("validation_size") == "test or validation accuracy (%)"
     assert set(held_out.values()) == {"test accuracy (%)"}
+
+
+def test_switches_that_depend_on_the_length_of_the_run_are_drawn_beside_the_default(tmp_path, synthetic_data):
+    shared = f"--preset=quick {TINY} --data-dir={synthetic_data} --results={tmp_path / 'results'}"
+    MyVGG.main(["--bn", *shared.split()])
+    MyFramework.main([*shared.split(), "--width=0.03"])
+    typed("python MyVGG.py --bn --preset quick --bn-images", tmp_path, synthetic_data, "--bn-images=20")
+    typed("python MyFramework.py --preset quick --first-size", tmp_path, synthetic_data, "--width=0.03")
+    labels = {
+        stem.split("-")[1]: [label for label, _ in legend(figure)]
+        for stem, figure in plotted(tmp_path / "results").figures.items()
+    }
+    assert labels == {
+        "bn_images": ["images for BatchNorm's statistics 0", "images for BatchNorm's statistics 20 in 1 epoch"],
+        "first_size": ["first image size 20 in 1 epoch", "first image size 32"],
+    }
 
 
 def test_optimizers_times_learning_rates_are_one_group(tmp_path, synthetic_data):
