@@ -11,7 +11,9 @@ import os
 import re
 import secrets
 import shlex
+import signal
 import socket
+import sys
 import time
 from argparse import Namespace
 from collections import Counter
@@ -89,19 +91,24 @@ def _marked(results: Path) -> Iterator[str]:
 
 def _connect(address: str | None) -> None:
     """Connects to a cluster, or starts one of this machine. Ends the program if there is none at the address."""
-    address = address or os.environ.get("RAY_ADDRESS")
-    host, _, port = (address or "").rpartition(":")
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    host, _, port = address.rpartition(":")
     if "://" in host:
         fail(f"--address {address}: the program has to be started on a machine of the cluster")
+    environment = {"working_dir": str(ROOT), "excludes": NOT_SENT}
+    if commit := os.environ.get("GIT_COMMIT") or commit_of(ROOT):
+        environment["env_vars"] = {"GIT_COMMIT": commit}
+    before = signal.getsignal(signal.SIGTERM)
     try:
         if host:  # Ray itself would try for minutes
             socket.create_connection((host, int(port)), 5).close()
-        environment = {"working_dir": str(ROOT), "excludes": NOT_SENT}
-        if commit := os.environ.get("GIT_COMMIT") or commit_of(ROOT):
-            environment["env_vars"] = {"GIT_COMMIT": commit}
         ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         fail(f"--address {address}: no Ray cluster there ({error})")
+    except SystemExit as end:  # Ray has a handler of its own
+        sys.exit(128 + end.code)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _work(task: Task, results: Path) -> Work:

@@ -21,6 +21,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
+from typing import Any
 
 import ray
 from filelock import FileLock, Timeout
@@ -204,7 +205,7 @@ def attempt(desk: ray.actor.ActorHandle, work: Work, number: int, site: Site, th
         results = site.results if shared else Path("results")
         copy = None
         if not shared:
-            contents = ray.get(desk.contents.remote(work, number))
+            contents = _get(desk.contents.remote(work, number))
             if contents is None:
                 return BUSY
             copy = Copy(folder / results, work, contents)
@@ -225,7 +226,7 @@ def attempt(desk: ray.actor.ActorHandle, work: Work, number: int, site: Site, th
             now = said[:]
             del said[: len(now)]
             changed = copy.changed(ended) if copy else {}
-            order = ray.get(desk.report.remote(work, number, node, now, changed, ended))
+            order = _get(desk.report.remote(work, number, node, now, changed, ended))
             if ended:
                 return exit_status(child.returncode)
             if order == LEAVE:
@@ -233,6 +234,11 @@ def attempt(desk: ray.actor.ActorHandle, work: Work, number: int, site: Site, th
             elif order == SAVE and not asked:
                 child.terminate()
                 asked = True
+
+
+def _get(ref: ray.ObjectRef) -> Any:
+    """The value of a reference. For as long as `ray.get` waits, Ray gives the cores of the attempt to another one."""
+    return ref.future().result()
 
 
 def _is_there(site: Site) -> bool:
@@ -249,7 +255,7 @@ def data_folder(site: Site) -> Path:
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            write_cache(unfinished, *ray.get(site.data[0]))
+            write_cache(unfinished, *_get(site.data[0]))
             unfinished.rename(folder)
     return folder
 
