@@ -7,18 +7,22 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePath
 from unittest import mock
 
+import numpy as np
 import pytest
 from filelock import Timeout
 from synthetic import write_synthetic
 from trainings import snapshot
 
 from cifar_lab import reproduce
+from cifar_lab.data import cache
 from cifar_lab.jobs.task import tasks
 from cifar_lab.run_folder import files
 
@@ -26,8 +30,8 @@ ray = pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-
 import psutil  # noqa: E402  comes with Ray
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from cifar_lab.jobs import on_ray  # noqa: E402
-from cifar_lab.jobs.ray_worker import GO_ON, LEAVE, SAVE, Copy, Desk, Work  # noqa: E402
+from cifar_lab.jobs import on_ray, ray_worker  # noqa: E402
+from cifar_lab.jobs.ray_worker import GO_ON, LEAVE, SAVE, Copy, Desk, Site, Work  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 120
@@ -111,6 +115,19 @@ def test_a_checkpoint_is_sent_with_all_that_it_counts_on(tmp_path):
     assert [call.args[0].name for call in read.mock_calls] == ["checkpoint.pt", "epochs.csv", "config.json"]
     assert [path.name for path in copy.changed(True)] == ["predictions.txt", "summary.json"]
     assert copy.changed(True) == {}
+
+
+def test_the_data_are_sent_once_to_a_machine(data, tmp_path, monkeypatch):
+    arrays = dict(np.load(data / "cifar10.npz"))
+    sent = mock.Mock(return_value=(arrays, "synthetic"))
+    monkeypatch.setattr(ray_worker, "_get", sent)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    site = Site(tmp_path, "", "of-the-data", ["a reference"])
+    with ThreadPoolExecutor(4) as pool:
+        (folder,) = set(pool.map(ray_worker.data_folder, [site] * 4))
+    assert sent.mock_calls == [mock.call("a reference")]
+    found = cache.load(folder)
+    assert all(np.array_equal(getattr(found, name), array) for name, array in arrays.items())
 
 
 # --- The driver ------------------------------------------------------------------------------------------------------
