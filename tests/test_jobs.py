@@ -21,6 +21,7 @@ from cifar_lab.jobs.here import SideBySide
 from cifar_lab.jobs.task import Task
 from cifar_lab.settings import run_folder
 from cifar_lab.training import script
+from cifar_lab.training.device import has_bf16  # before conftest.py replaces it
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and signals")
@@ -72,6 +73,18 @@ def ran(of: Task) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
+class Counted(SideBySide):
+    """Notes of each command that ends how many ran until then."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.ends: list[tuple[Task, int]] = []
+
+    def _end(self, one) -> None:
+        self.ends.append((one.task, len(self._running)))
+        super()._end(one)
+
+
 def most_at_a_time(runs: list[dict]) -> int:
     return max(sum(one["start"] <= each["start"] < one["end"] for one in runs) for each in runs)
 
@@ -79,9 +92,10 @@ def most_at_a_time(runs: list[dict]) -> int:
 def test_so_many_at_a_time(fake, monkeypatch):
     monkeypatch.setattr(here, "allowed_cores", lambda: 7)
     every = [fake(name, seconds=0.6) for name in "abcde"]
-    assert SideBySide(every, 3).run() == 0
+    counted = Counted(every, 3)
+    assert counted.run() == 0 and max(count for _, count in counted.ends) == 3
     runs = [one for each in every for one in ran(each)]
-    assert len(runs) == 5 and most_at_a_time(runs) == 3
+    assert len(runs) == 5 and most_at_a_time(runs) <= 3
     assert {one["OMP_NUM_THREADS"] for one in runs} == {"2"}
 
 
@@ -130,12 +144,11 @@ def test_who_is_busy_is_waited_for(fake, monkeypatch, capsys):
 
 def test_out_of_memory_means_fewer_beside_it(fake):
     short = fake("short", 71, 0, seconds=0.5)
-    every = [short, *(fake(name, seconds=2) for name in "abcdefg")]
-    assert SideBySide(every, 4).run() == 0
-    again = ran(short)[1]
-    runs = [one for each in every for one in ran(each)]
-    assert most_at_a_time([one for one in runs if one["end"] < again["start"]]) == 4
-    assert most_at_a_time([one for one in runs if one["end"] > again["start"]]) == 2
+    every = [short, *(fake(name, seconds=3) for name in "abcdefg")]
+    counted = Counted(every, 4)
+    assert counted.run() == 0
+    assert counted.ends[0] == (short, 4)
+    assert max(count for of, count in counted.ends[1:] if of not in every[1:4]) == 2
 
 
 def test_no_command_is_left_behind(fake):
@@ -156,11 +169,12 @@ def test_each_has_a_gpu(fake, monkeypatch, jobs, per_gpu, most):
     monkeypatch.setattr(machine.torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,7")
     every = [fake(f"t{i}", seconds=1.0) for i in range(2 * jobs)]
-    assert SideBySide(every, jobs, per_gpu).run() == 0
+    counted = Counted(every, jobs, per_gpu)
+    assert counted.run() == 0 and counted.ends[0][1] == jobs
     runs = [one for each in every for one in ran(each)]
     on = {gpu: [one for one in runs if one["CUDA_VISIBLE_DEVICES"] == gpu] for gpu in most}
     assert sum(map(len, on.values())) == len(runs)
-    assert {gpu: most_at_a_time(runs) for gpu, runs in on.items()} == most
+    assert all(runs and most_at_a_time(runs) <= most[gpu] for gpu, runs in on.items())
 
 
 def test_gpus_without_a_choice_of_the_users_and_jobs_by_default(monkeypatch):
@@ -229,17 +243,20 @@ sys.exit(SideBySide(tasks, 2).run())
 """
 
 
+USUAL = "bf16" if has_bf16() else "fp32"  # of this machine, as the processes see it
+
+
 def trainings(data: Path, results: Path) -> list[Task]:
     """Three small ones, of which none is done before the others have begun."""
     made = []
     for seed in (0, 1, 2):
-        words = ["--preset", "quick", "--width", "0.0625", "--train-size", "600", "--test-size", "100", "--epochs", "4",
+        words = ["--preset", "quick", "--width", "0.0625", "--train-size", "600", "--test-size", "100", "--epochs", "8",
                  "--lrs", "1e-3", "--seed", seed, "--device", "cpu", "--precision", "fp32",
                  "--checkpoint-seconds", "1e9", "--results", results, "--data-dir", data]  # fmt: skip
         words = list(map(str, words))
         (config,) = script.settings_of(MyVGG.VGGSettings, MyVGG.__file__, words).runs(seed)
-        (folder,) = (run_folder(results, "quick", config),)
-        made.append(Task(shlex.join(["python", str(ROOT / "MyVGG.py"), *words]), "quick", seed, 4, (folder,)))
+        folder = run_folder(results, "quick", config, USUAL)
+        made.append(Task(shlex.join(["python", str(ROOT / "MyVGG.py"), *words]), "quick", seed, 8, (folder,)))
     return made
 
 
@@ -273,9 +290,10 @@ def driver(tasks: list[Task]):
 
 
 def begun(results: Path) -> bool:
-    """Whether two trainings have finished an epoch."""
+    """Waits until two trainings are in their middle."""
     end = time.monotonic() + 120
-    while sum("epoch 1/" in log.read_text(encoding="utf-8") for log in results.rglob("*.log")) < 2:
+    middle = re.compile(r"epoch [1-6]/8.*\n\Z")
+    while sum(middle.search(log.read_text(encoding="utf-8")) is not None for log in results.rglob("*.log")) < 2:
         if time.monotonic() > end:
             return False
         time.sleep(0.02)
@@ -290,14 +308,15 @@ def test_a_signal_saves_everything_and_the_same_list_goes_on(number, times, synt
         for _ in range(times):  # as from `timeout`
             stopped.send_signal(number)
         out, _ = stopped.communicate(timeout=60)
-    assert stopped.returncode == 128 + number and "[3/3]" not in out
+    assert stopped.returncode == 128 + number
     assert out.count("stopped, everything trained so far is saved; the same command continues") == 2
-    assert not any(map(task.complete, tasks))
+    left = [each for each in tasks if not task.complete(each)]
+    assert len(left) >= 2
     with driver(tasks) as again:
         out, _ = again.communicate(timeout=120)
-    assert again.returncode == 0 and out.count(" done in ") == 3
+    assert again.returncode == 0 and out.count(" done in ") == len(left)
     assert logs(tmp_path) == alone
-    assert "continues after epoch" in here.log_of(tasks[0]).read_text(encoding="utf-8")
+    assert sum("continues after epoch" in here.log_of(each).read_text(encoding="utf-8") for each in left) == 2
 
 
 def test_a_driver_that_was_killed(synthetic_data, alone, tmp_path):
