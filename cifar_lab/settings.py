@@ -314,7 +314,7 @@ def name_of(setting: str) -> str:
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun: 1 epoch, 2 epochs."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 MOST_LISTED = 10  # of seeds, or of runs, that a line names one by one
