@@ -95,7 +95,7 @@ def test_bars_estimate_and_ctrl_c_on_a_terminal(terminal, tmp_path, synthetic_da
         "--results", str(tmp_path),
     )  # fmt: skip
     seen.read_until(
-        r"vgg_a_bn: 1 run of 1000000 epochs, 40 steps each, seed 0",
+        r"vgg_a_bn: 1 run of 1,000,000 epochs, 40 steps each, seed 0",
         r"about [\d,]+ h \d\d min to go, from the first 20 steps",
         r"--preset quick \(minutes\) or --preset laptop \(overnight\)",
         r"epoch 1: +\d+%\|.*\| \d+/40 .*loss \d\.\d+, accuracy [\d.]+%, \d+ images/s",
