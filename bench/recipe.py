@@ -264,7 +264,8 @@ def draw(found: dict, about: dict, file: Path) -> None:
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
     n = len(next(iter(found.values()))["test"])
-    figure.text(0.01, 0.01, f"{about['device']}, {n} seed{'s' * (n > 1)}, mean with 95% interval", fontsize=8)
+    seeds = f"mean of {n} seeds, with its 95% interval" if n > 1 else "1 seed"
+    figure.text(0.01, 0.01, f"{about['device']}; {seeds}", fontsize=8)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     for suffix in (".png", ".svg"):
         figure.savefig(file.with_suffix(suffix), dpi=150)

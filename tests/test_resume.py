@@ -35,6 +35,10 @@ ROOT = Path(__file__).resolve().parent.parent
 VGG = ("MyVGG.py", ["--bn", "--lrs", "1e-3", "1e-4", "--probe-every", "4", "--epochs", "3", "--threads", "2"])
 INCEPTION = ("MyFramework.py", ["--bn", "--optimizer", "adamw", "rmsprop", "sgd", "--momentum", "0.9",
                                 "--epochs", "2", "--threads", "2", "--probe-every", "4"])  # fmt: skip
+# Whatever of today's recipe goes on from step to step.
+MODERN = ("MyVGG.py", ["--bn", "--optimizer", "muon", "nesterov", "--momentum", "0.9", "--ema", "0.9", "--mixup", "0.3",
+                       "--cutout", "8", "--bn-images", "50", "--test-time-flip", "--schedule", "one-cycle",
+                       "--epochs", "3", "--threads", "2", "--probe-every", "4"])  # fmt: skip
 STOPPED = "stopped, everything trained so far is saved; the same command continues"
 
 
@@ -92,7 +96,7 @@ def interrupted(argv, script, delays, number, begun=False):
 # --- Killed and stopped ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script, more, kills", [(*VGG, 25), (*INCEPTION, 5)])
+@pytest.mark.parametrize("script, more, kills", [(*VGG, 25), (*INCEPTION, 5), (*MODERN, 8)])
 def test_killed_at_random_moments(script, more, kills, synthetic_data, whole):
     reference = whole(script, more)
     draw = random.Random(0)
