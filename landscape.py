@@ -327,7 +327,7 @@ def path_parser() -> Parser:
 
 def path_main(options: argparse.Namespace) -> int:
     """Computes and draws the trajectory of a run in its principal plane; returns the exit status."""
-    from cifar_lab.run_folder.checkpoint import CheckpointError, kept_weights
+    from cifar_lab.run_folder.checkpoint import CheckpointError, evaluated, kept_weights
 
     runs, grid = runs_of("path", options, trajectory.Grid)
     ((folder, run),) = runs.items()
@@ -338,7 +338,7 @@ def path_main(options: argparse.Namespace) -> int:
     last = state["epochs"] * run.steps_per_epoch + state["step"]
     names = [name for name, _ in model.named_parameters()]
     try:
-        weights = kept_weights(folder, model, state, last) | {last: state["model"]}
+        weights = kept_weights(folder, model, state, last) | {last: evaluated(state)}
         if len(weights) < 3:
             raise CheckpointError(
                 f"{folder}: {len(weights) - 1} kept checkpoints, a plane takes two and the trained network; train the "

@@ -33,6 +33,7 @@ from cifar_lab.measures.statistics import t_quantile
 from cifar_lab.program import fail, run
 from cifar_lab.project import ROOT
 from cifar_lab.run_folder.reader import Run, read_run
+from cifar_lab.run_folder.schema import read_summary, trained_to
 from cifar_lab.settings import LARGEST_SEED, MODERN_PRESETS, choice, folder, integer, run_folder
 from cifar_lab.training.device import Device
 from cifar_lab.training.loader import Loader
@@ -74,19 +75,23 @@ PARTS = ("curves", "ablation", "budgets")
 # --- Runs of the scripts ---------------------------------------------------------------------------------------------
 
 
-def trained(words: str, seed: int, results: Path, flags: list[str] | None) -> Run | None:
+def trained(words: str, seed: int, results: Path, flags: list[str] | None, device: Device) -> Run | None:
     """The run of a command, trained if it is not complete in the results folder; without flags None if it is not.
 
-    flags: for training. Ends the program if that fails.
+    flags: for training, on the device. Ends the program if that fails, or if the run has more epochs.
     """
     command = [*shlex.split(words), "--seed", str(seed), "--results", str(results), *(flags or ())]
     _, settings = ours.parse(command)
-    place = run_folder(results, settings.preset, settings.runs(seed)[0])
-    if not (place / "summary.json").exists():
+    (config,) = settings.runs(seed)
+    if settings.precision != "auto":
+        config = replace(config, device=device.torch.type, precision=settings.precision)
+    place = run_folder(results, settings.preset, config, device.usual)
+    summary = read_summary(place / "summary.json")
+    if not trained_to(summary, settings.epochs) or summary["epochs"] > settings.epochs:
         if flags is None:
             return None
         ended = program.run([str(ROOT / command[0]), *command[1:]], limit=1e6)
-        if ended["status"]:
+        if ended["status"] or (summary and summary["epochs"] > settings.epochs):
             fail(f"bench.recipe: {' '.join(command)}: {' / '.join(ended['last_lines'][-3:])}", 1)
     return read_run(place)
 
@@ -98,7 +103,13 @@ def accuracy_over_time(run: Run) -> list[tuple[float, float]]:
 
 def test_accuracy(run: Run) -> float:
     """At the end, in percent."""
-    return float(run.summary.get("test_accuracy") or run.summary["last_accuracy"])
+    validated = run.settings["validation_size"] > 0
+    return _finite(run.summary["test_accuracy" if validated else "last_accuracy"])
+
+
+def _finite(accuracy: float | None) -> float:
+    """An accuracy; 0 of a run that diverged before it had one."""
+    return 0.0 if accuracy is None else float(accuracy)
 
 
 # --- The tutorial loop -----------------------------------------------------------------------------------------------
@@ -172,7 +183,7 @@ def curves(seeds: list[int], results: Path, flags: list[str] | None, data: DataS
     found: dict[str, dict[str, list]] = {name: {"curves": [], "test": []} for name in (*CURVES, TUTORIAL)}
     for seed in seeds:
         for name, words in CURVES.items():
-            of = trained(f"{words} {VALIDATION}", seed, results, flags)
+            of = trained(f"{words} {VALIDATION}", seed, results, flags, device)
             found[name]["curves"].append(accuracy_over_time(of))
             found[name]["test"].append(test_accuracy(of))
         curve, test = tutorial(seed, data, device)
@@ -187,11 +198,11 @@ def ablation(seeds: list[int], results: Path, flags: list[str] | None, data: Dat
     variants = {"": ""} | {f"without {k}": v for k, v in LEFT_OUT.items()} | {f"with {k}": v for k, v in ADDED.items()}
     for seed in seeds:
         for name, more in variants.items():
-            of = trained(f"{MODERN} {VALIDATION} {more}", seed, results, flags)
+            of = trained(f"{MODERN} {VALIDATION} {more}", seed, results, flags, device)
             row = found.setdefault(name, {"flags": more, "validation": [], "test": [], "environment": []})
             if of is None:
                 continue
-            row["validation"].append(float(of.summary["last_accuracy"]))
+            row["validation"].append(_finite(of.summary["last_accuracy"]))
             row["test"].append(test_accuracy(of))
             row["environment"].append(of.environment)
         yield found
@@ -202,7 +213,7 @@ def budgets(seeds: list[int], results: Path, flags: list[str] | None, data: Data
     found: dict[str, dict] = {}
     for seed in seeds:
         for minutes, more in BUDGETS.items():
-            of = trained(f"{MODERN} {more}".strip(), seed, results, flags)
+            of = trained(f"{MODERN} {more}".strip(), seed, results, flags, device)
             row = found.setdefault(str(minutes), {"flags": more, "test": [], "seconds": [], "environment": []})
             if of is None:
                 continue

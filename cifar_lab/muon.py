@@ -41,9 +41,12 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable, lr: float, weight_decay: float = 0.0, dtype: torch.dtype = torch.float32
+        self, parameters: Iterable, lr: float, weight_decay: float = 0.0, dtype: torch.dtype = torch.float32,
+        capturable: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "matrices": False})
+        """capturable: has PyTorch put the count of steps on the parameters' device when a state is loaded."""
+        defaults = {"lr": lr, "weight_decay": weight_decay, "matrices": False, "capturable": capturable}
+        super().__init__(parameters, defaults)
         self._dtype = dtype
 
     @torch.no_grad()

@@ -250,7 +250,8 @@ def statistics_of(model: nn.Module) -> dict[str, Tensor]:
     """BatchNorm's running statistics, buffers of the network, by name."""
     return {
         f"{name}.{buffer}" if name else buffer: tensor
-        for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
         for buffer, tensor in module.named_buffers()
     }  # fmt: skip
 

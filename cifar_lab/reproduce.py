@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -52,12 +51,15 @@ def left(tasks: Iterable[Task]) -> list[Task]:
     return [task for task in todo if not without_weights(task)]
 
 
-def run_all(stages: Iterable[Stage], run: Callable[[Sequence[Task]], int]) -> int:
-    """Runs the tasks of each stage; returns the first exit status that is not 0, else 0."""
+def run_all(stages: Iterable[Stage], run: Callable[[Sequence[Task], int], int]) -> int:
+    """Runs the tasks of each stage; returns the first exit status that is not 0, else 0.
+
+    run: is given those that are left, and the number of all that the stage has.
+    """
     for said, listed in stages:
         if said:
             print(said, flush=True)
-        if (todo := left(listed)) and (status := run(todo)):
+        if (todo := left(listed)) and (status := run(todo, len(listed))):
             return status
     return 0
 
@@ -156,6 +158,10 @@ def main(argv: list[str]) -> int:
         parser.error("--slurm, --dry-run: only with --on slurm")
     if args.on != "ray" and (args.address or args.cpus or args.gpus is not None):
         parser.error("--address, --cpus, --gpus: only with --on ray")
+    if args.gpus and args.gpus > 1 and args.gpus % 1:
+        parser.error(f"--gpus {args.gpus:g}: above 1 only whole numbers")
+    if not str(args.results).isprintable():
+        parser.error(f"--results {args.results!r}: commands with it cannot be typed")
     if args.on == "ray" and args.jobs:
         parser.error("--jobs: not with --on ray, which runs as many as there is room for")
     if args.on != "here" and args.per_gpu:
@@ -184,10 +190,15 @@ def main(argv: list[str]) -> int:
     if args.seconds:
         alarm.start()
     start = time.monotonic()
+
+    def run(todo: Sequence[Task], listed: int) -> int:
+        args.listed = listed
+        return place.run(todo, args)
+
     # A script in training takes them as the wish to save and stop; between two of them they end the list.
     with handling(lambda number, _: sys.exit(128 + number), STOP_SIGNALS[1:]):
         try:
-            status = run_all(stages, partial(place.run, options=args))
+            status = run_all(stages, run)
         except SystemExit as end:
             if end.code == BAD_INPUT:  # said already, and nothing has run
                 raise

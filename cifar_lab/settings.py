@@ -545,6 +545,8 @@ class Settings:
             return f"--optimizer {lacking[0]}: needs a --momentum above 0"
         if self.train_size - self.validation_size < 2:
             return f"--validation-size {self.validation_size}: --train-size {self.train_size} leaves none to train on"
+        if self.bn_images == 1:
+            return "--bn-images 1: one image may have no variance"
         if self.bn_images > self.train_size - self.validation_size:
             return (
                 f"--bn-images {self.bn_images}: there are {self.train_size - self.validation_size} images to train on"

@@ -8,7 +8,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,30 @@ def test_a_failure(fake, status, times, capsys):
     log = re.search(r"\((\S+)\)$", line)[1]
     assert f"status {expected} after" in line and "last words of failing" in line
     assert Path(log).read_text(encoding="utf-8").count("last words of failing") == times
+
+
+def test_out_of_memory_after_another_failure_is_tried_once_more(fake):
+    again = fake("again", 143, 71, 0)
+    assert SideBySide([again], 2).run() == 0
+    assert [one["status"] for one in ran(again)] == [143, 71, 0]
+
+
+def test_a_log_that_is_removed_ends_nothing(fake):
+    first, other = fake("first", 143, 0, seconds=1), fake("other", seconds=3)
+    watched = SideBySide([first, other], 2)
+    threading.Timer(0.5, lambda: [log.unlink() for log in here.log_of(first).parent.iterdir()]).start()
+    assert watched.run() == 0
+
+
+def test_a_list_has_no_more_processes_than_commands(fake, monkeypatch):
+    """Counted over the whole list, so that the threads of a run do not depend on what is finished."""
+    monkeypatch.setattr(here.machine, "jobs_by_default", lambda *_: 8)
+    seen = []
+    monkeypatch.setattr(here, "SideBySide", lambda tasks, jobs, per_gpu: seen.append(jobs) or SideBySide(tasks, 1))
+    options = Namespace(jobs=None, per_gpu=None, preset="quick", listed=3)
+    assert here.run([fake("left")], options) == 0 and seen == [3]
+    options.jobs = 5
+    assert here.run([fake("other")], options) == 0 and seen == [3, 5]
 
 
 @pytest.mark.parametrize("status", [143, 71, -9])

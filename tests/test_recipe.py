@@ -267,10 +267,11 @@ def test_a_square_is_cut_out_of_training_images_alone(data):
     [
         (MyVGG, "--ema 1", "--ema: '1' is not a number from 0 to 0.999999"),
         (MyVGG, "--bn-images 50", "--bn-images 50: vgg_a has no BatchNorm with statistics"),
+        (MyVGG, "--bn --bn-images 1", "--bn-images 1: one image may have no variance"),
         (MyVGG, "--bn --bn-images 131", "--bn-images 131: there are 130 images to train on"),
         (MyVGG, "--cutout 33", "--cutout: '33' is not an integer from 0 to 32"),
         (MyVGG, "--mixup nan", "--mixup: 'nan' is not a number from 0 to 100"),
-        (MyVGG, "--first-size 24", "--first-size 24: vgg_a cannot be run on images of so few pixels"),
+        (MyVGG, "--first-size 24", "--first-size 24: vgg_a cannot be run on images of 24 pixels"),
         (MyFramework, "--first-size 7", "--first-size: '7' is not an integer from 8 to 32"),
         (MyVGG, "--schedule one-cycle --warmup 3 --epochs 2", "--warmup 3: it is longer than the run (--epochs 2)"),
         (MyVGG, "--validation-size 129", "--validation-size 129: --train-size 130 leaves none to train on"),
@@ -290,3 +291,46 @@ def test_muon_without_matrices(data, tmp_path):
     with pytest.raises(NetworkError, match="--optimizer muon: vgg_a has no matrices but those of its output layer"):
         recorded.train(MyVGG, data, "--optimizer muon", recorded.small, results=tmp_path / "results")
     assert not (tmp_path / "results").exists()
+
+
+# --- Networks of the user's own --------------------------------------------------------------------------------------
+
+
+class Shared(nn.Module):
+    """Two convolutions with one weight, a third that is used twice, BatchNorm used twice, and a mask of infinities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.third, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.again, self.norm_again = self.third, self.norm
+        self.head = nn.Linear(3, 10)
+        self.register_buffer("mask", torch.tensor([0.0] * 9 + [-torch.inf]))
+
+    def forward(self, images):
+        x = self.norm(self.second(self.first(images)).relu())
+        x = self.norm_again(self.again(self.third(x).relu()))
+        return self.head(x.mean((2, 3))) + self.mask.clamp(min=-1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_a_network_has_under_several_names_is_trained_averaged_and_evaluated(precision, data, tmp_path):
+    words = f"--epochs 2 --lrs 1e-2 --precision {precision} --ema 0.5 --bn-images 50 --batch-size 13 --no-channels-last"
+    first, training_step = {}, MyVGG.training_step
+
+    def step(run, images, labels):
+        first.setdefault("third.weight", run.model.third.weight.detach().clone())
+        loss = training_step(run, images, labels)
+        assert run.model.third.weight.dtype == torch.float32
+        return loss
+
+    recorded.train(MyVGG, data, words, build=lambda config: Shared(), step=step, results=tmp_path)
+    state = checkpoint(tmp_path)
+    assert state["model"]["third.weight"].dtype == torch.float32
+    assert not torch.equal(state["model"]["third.weight"], first["third.weight"])
+    assert torch.equal(state["model"]["third.weight"], state["model"]["again.weight"])
+    network = Shared()
+    network.load_state_dict(state["model"] | state["average"] | state["statistics"])
+    expected = loss_of(network, data)
+    assert logged_loss(tmp_path) == pytest.approx(expected, rel=1e-5 if precision == "fp32" else 0.02)

@@ -196,7 +196,9 @@ def test_a_package_that_is_not_installed_is_one_line(ran, tmp_path, monkeypatch,
         ["quick", "--until-decided", "--max-seeds", "11"], ["quick", "--until-decided", "--max-seeds", "2"],
         ["quick", "--until-decided", "--max-seeds", "3", "--seed", "0", "1", "2", "3"], ["quick", "--switches", "none"],
         ["quick", "--until-decided", "--switches", "level"],
-        ["quick", "--cpus", "2"], ["quick", "--on", "ray", "--jobs", "2"], ["quick", "--on", "slurm", "--gpus", "0"],
+        ["quick", "--cpus", "2"],
+        ["quick", "--on", "ray", "--gpus", "1.5"], ["quick", "--results", "a\tb"],
+        ["quick", "--on", "ray", "--jobs", "2"], ["quick", "--on", "slurm", "--gpus", "0"],
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(ran, words, capsys):

@@ -214,3 +214,18 @@ def test_without_locks_an_owner_is_no_name_of_a_machine(command, results, system
         file.write_text(json.dumps(owner), encoding="utf-8")
     ended = Training(command.into(results), prepare=faults.without_locks).wait()
     assert (ended.status, ended.err.count("\n")) == (status, int(status != 0))
+
+
+def test_what_a_replaced_process_has_open_is_no_log_any_more(begun):
+    """Also a log that holds no row too many becomes a new file when a run is continued."""
+    command, prepared = begun
+    with folder_in_memory() as results:
+        shutil.copytree(prepared, results, dirs_exist_ok=True)
+        (folder,) = find_run_folders(results)
+        zombies = [open(folder / name, "r+b") for name in ("epochs.csv", "steps.csv")]  # noqa: SIM115
+        assert command.run(results).status == 0
+        for file in zombies:
+            file.seek(0, os.SEEK_END)
+            file.write(b"9,9\n")
+            file.close()
+        assert differences(content(results), command.reference) == []

@@ -19,7 +19,18 @@ from tqdm import tqdm
 
 from cifar_lab.experiments import preset_width
 from cifar_lab.jobs import machine
-from cifar_lab.jobs.task import AGAIN, ATTEMPTS, DONE, FEWER, Task, complete, exit_status, follows, startable
+from cifar_lab.jobs.task import (
+    AGAIN,
+    ATTEMPTS,
+    DONE,
+    FEWER,
+    Task,
+    complete,
+    exit_status,
+    follows,
+    startable,
+    unfinished,
+)
 from cifar_lab.program import BUSY, fail, handling
 from cifar_lab.project import ROOT
 from cifar_lab.training.console import Console, duration
@@ -35,7 +46,10 @@ def run(tasks: Sequence[Task], options: Namespace) -> int:
 
     After a failure no other is begun, and those that run go on to their end. options: those of `cifar_lab.reproduce`.
     """
-    jobs = options.jobs or machine.jobs_by_default(preset_width(options.preset), options.per_gpu or 1)
+    # No more than commands in the whole list, finished ones too: the threads of a run, on which its last bits depend,
+    # are then those of a list that was not interrupted.
+    most = getattr(options, "listed", len(tasks))
+    jobs = options.jobs or min(most, machine.jobs_by_default(preset_width(options.preset), options.per_gpu or 1))
     if jobs > 1:
         return SideBySide(tasks, jobs, options.per_gpu).run()
     for number, task in enumerate(tasks, start=1):
@@ -82,10 +96,13 @@ class _Running:
 
     @property
     def tail(self) -> str:
-        """The end of what it has written."""
-        with open(self.log, "rb") as file:
-            file.seek(max(self._from, file.seek(0, os.SEEK_END) - TAIL))
-            return file.read().decode("utf-8", errors="replace")
+        """The end of what it has written; empty if the file was removed meanwhile."""
+        try:
+            with open(self.log, "rb") as file:
+                file.seek(max(self._from, file.seek(0, os.SEEK_END) - TAIL))
+                return file.read().decode("utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
 
     @property
     def epochs_done(self) -> int:
@@ -114,6 +131,7 @@ class SideBySide:
         self._said: set[Task] = set()  # whose command was printed
         self._busy: set[Task] = set()  # of which that was said
         self._attempts = dict.fromkeys(tasks, 0)
+        self._short: set[Task] = set()  # of memory, once
         self._running: list[_Running] = []
         self._bars: dict[_Running, tqdm] = {}
         self._console = Console()
@@ -137,7 +155,9 @@ class SideBySide:
         finally:
             for one in self._running:  # where the disk is full, for example: what runs saves and ends
                 one.process.terminate()
-        return 128 + self._stopped if self._stopped else self._failed
+            for one in self._running:
+                one.process.wait()
+        return self._failed or (128 + self._stopped if self._stopped else 0)
 
     def _note(self, number: int, frame: object) -> None:
         """A signal goes on to every process; a second one too, which ends them at once."""
@@ -155,7 +175,7 @@ class SideBySide:
         now, running = time.monotonic(), {one.task for one in self._running}
         left = startable([*self._waiting, *running])
         ready = [task for task in left if task not in running and self._not_before.get(task, 0) <= now][:room]
-        runs = [len(task.folders) or self._cores for task in ready]
+        runs = [len(unfinished(task)) or self._cores for task in ready]
         for i, task in enumerate(ready):
             self._waiting.remove(task)
             if complete(task):  # another program has trained it meanwhile
@@ -188,7 +208,6 @@ class SideBySide:
             return
         last = (one.tail.strip().splitlines() or ["no output"])[-1]
         why = f"status {status} after {took}: {last} ({one.log})"
-        first = self._attempts[task] == 1
         if self._stopped:
             self._say(task, last)
         elif status == BUSY:
@@ -198,7 +217,8 @@ class SideBySide:
             if task not in self._busy:
                 self._say(task, f"waits: {why}")
             self._busy.add(task)
-        elif what == FEWER and first:
+        elif what == FEWER and task not in self._short:
+            self._short.add(task)
             self._limit = max(1, (len(self._running) + 1) // 2)
             self._waiting.append(task)
             self._say(task, f"again, with at most {self._limit - 1} beside it: {why}")

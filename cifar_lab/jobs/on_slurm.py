@@ -16,7 +16,7 @@ from pathlib import Path
 from cifar_lab.jobs.task import AGAIN, ATTEMPTS, FEWER, Task, follows, startable
 from cifar_lab.program import fail
 from cifar_lab.project import command
-from cifar_lab.settings import counted
+from cifar_lab.settings import counted, training_root
 
 MAX_ARRAY_SIZE = 1001  # Slurm's default, where it cannot be asked
 
@@ -60,7 +60,7 @@ def run(tasks: Sequence[Task], options: Namespace) -> int:
 
     options: those of `cifar_lab.reproduce`. Ends the program if Slurm is not there or refuses, with nothing submitted.
     """
-    folder = Path(options.results, options.preset, "logs").absolute()
+    folder = Path(training_root(options.results), options.preset, "logs").absolute()
     now = dict.fromkeys(task.command for task in startable(tasks))
     later = [task.command for task in tasks if task.command not in now]
     later.append(command("plot_results.py", Path(options.results), "--preset", options.preset))
@@ -79,7 +79,11 @@ def run(tasks: Sequence[Task], options: Namespace) -> int:
     if now:
         job = _sbatch(array)
         print(f"job {job} runs {counted(len(now), 'command')}: {folder}/slurm-{job}_*.log")
-        after = _sbatch(draw, f"--dependency=afterany:{job}")
+        try:
+            after = _sbatch(draw, f"--dependency=afterany:{job}")
+        except SystemExit:
+            subprocess.run(["scancel", job], check=False)
+            raise
     else:
         after = _sbatch(draw)
     print(f"job {after} draws{' when they have ended' if now else ''}: {folder}/slurm-{after}.log")

@@ -64,7 +64,12 @@ def surface(preset: str, seed: int, results: str | Path) -> Task:
 
 def complete(task: Task) -> bool:
     """Whether nothing is left to train. What measures a trained network is never complete: it says so itself."""
-    return bool(task.folders) and all(_trained(folder, task.epochs) for folder in task.folders)
+    return bool(task.folders) and not unfinished(task)
+
+
+def unfinished(task: Task) -> list[Path]:
+    """The folders of the runs that are left to train."""
+    return [folder for folder in task.folders if not _trained(folder, task.epochs)]
 
 
 def _trained(folder: Path, epochs: int) -> bool:

@@ -191,8 +191,8 @@ def kept_weights(folder: Path, model: nn.Module, state: dict, before: int) -> di
     model, state: the run's network and its newest checkpoint. Raises CheckpointError if one cannot be used.
     """
     # The fingerprint of a network depends on its memory format, which may be another by now.
-    description = replace(describe(model), fingerprint=state["fingerprint"])
     config = RunConfig(**completed(state["config"]))
+    description = replace(describe(model, config.classes), fingerprint=state["fingerprint"])
     form = Form(config, description, model, optimizer=False)
     found = {}
     for step, path in kept(folder).items():

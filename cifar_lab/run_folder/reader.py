@@ -252,7 +252,7 @@ def read_run(folder: str | Path) -> Run:
         _check_accuracies(folder, summary, epochs["validation_accuracy" if validated else "test_accuracy"])
     right = None
     if summary and summary["diverged_at_step"] is None and len(epochs["epoch"]) and (folder / PREDICTIONS).exists():
-        accuracy = summary["test_accuracy"] if validated else float(epochs["test_accuracy"][-1])
+        accuracy = summary.get("test_accuracy") if validated else float(epochs["test_accuracy"][-1])
         source = "summary.json" if validated else "epochs.csv"
         if accuracy is not None:
             right = read_predictions(folder / PREDICTIONS, config["settings"]["test_size"], accuracy, source)

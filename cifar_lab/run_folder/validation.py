@@ -109,7 +109,9 @@ class Form:
         yield from self._of_identity(state)
         yield from _tensors("model", state["model"], self._model)
         if "average" in needed:
-            floating = {name: like for name, like in self._model.items() if like.dtype.is_floating_point}
+            floating = {
+                name: like for name, like in self._model.items() if like.dtype.is_floating_point and like.finite
+            }
             yield from _tensors("average", state["average"], floating)
         if "statistics" in needed and state["statistics"] != {}:
             yield from _tensors("statistics", state["statistics"], self._statistics)

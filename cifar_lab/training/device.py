@@ -49,12 +49,12 @@ class Device:
         another capture.
         """
         if self.precision != "bf16":
-            return torch.func.functional_call(model, dict(others), (images,)) if others else model(images)
+            return _with(model, others, images) if others else model(images)
         shared = {id(weight): (name, weight) for name, weight in _of_convolutions_and_linear_layers(model)}
         weights = {name: others.get(name, weight) for name, weight in shared.values()}
-        low = dict(zip(weights, _ToBf16.apply(*weights.values()), strict=True))
+        low = dict(zip(weights, _ToBf16.apply(*weights.values()) if weights else (), strict=True))
         with torch.autocast(self.torch.type, torch.bfloat16, cache_enabled=False):
-            return torch.func.functional_call(model, {**others, **low}, (images,)).float()
+            return _with(model, {**others, **low}, images).float()
 
     def place(self, module_or_images):
         """A module, or images (B, C, H, W), on the device in its memory format."""
@@ -80,6 +80,25 @@ class Device:
     def evaluation_batch(self) -> int:
         """Images per forward pass of evaluation: many to keep a GPU busy, few enough for a CPU's cache."""
         return 2_500 if self.torch.type == "cuda" else 500
+
+
+def _with(model: nn.Module, others: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """A network's output with other tensors in place of its own.
+
+    One that it has under several names is replaced under the first of them: what `functional_call` itself ties, it
+    would put back in the wrong order where the names are of one module, and refuse where `others` has several of them.
+    """
+    replaced: dict[int, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in others:
+            replaced.setdefault(id(tensor), others[name])
+    given = {
+        f"{prefix}.{name}" if prefix else name: replaced[id(tensor)]
+        for prefix, module in model.named_modules()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if id(tensor) in replaced
+    }
+    return torch.func.functional_call(model, given, (images,), tie_weights=False)
 
 
 def _of_convolutions_and_linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -23,7 +23,11 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float, step: Tensor) -> None:
         """step: int64 scalar on the device, the number of steps before the one that `update` follows."""
-        current = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        # Without masks that hold infinities: they have no mean.
+        current = {
+            name: tensor for name, tensor in model.state_dict().items()
+            if tensor.is_floating_point() and tensor.isfinite().all()
+        }  # fmt: skip
         self._current = list(current.values())  # the network's own memory
         self._decay = decay
         self._step = step
@@ -51,7 +55,10 @@ def estimated_statistics(
     a percent of its accuracy. Leaves the network in eval mode.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    found = {name: torch.zeros_like(buffer) for name, buffer in statistics_of(model).items()}
+    each: dict[int, Tensor] = {}  # one under several names stays one
+    found = {
+        name: each.setdefault(id(buffer), torch.zeros_like(buffer)) for name, buffer in statistics_of(model).items()
+    }
     momenta = [layer.momentum for layer in layers]
     set_mode(model, "train")
     for layer in layers:

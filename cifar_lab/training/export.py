@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cifar_lab.measures.evaluation import predictor
 from cifar_lab.run_folder.files import write_whole
 from cifar_lab.run_folder.inputs import Inputs
 from cifar_lab.training.augment import network_input
@@ -30,38 +31,44 @@ class Missing(Exception):
 class OfBytes(nn.Module):
     """A network with its normalization."""
 
-    def __init__(self, network: nn.Module, inputs: Inputs) -> None:
+    def __init__(self, network: nn.Module, inputs: Inputs, flip: bool = False) -> None:
+        """flip: whether a prediction is the mean of those of an image and of its mirror image."""
         super().__init__()
         self.network = network
         self.normalization = inputs.normalization
+        self.flip = flip
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 32, 32, 3) uint8 to logits (N, classes)."""
-        return self.network(network_input(images, self.normalization))
+        return predictor(self.network, self.flip)(network_input(images, self.normalization))
 
 
 def _safetensors(network: nn.Module, inputs: Inputs, about: Mapping[str, str]) -> bytes:
     from safetensors.torch import save
 
-    return save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, dict(about))
+    return save(
+        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in network.state_dict().items()},
+        dict(about),
+    )
 
 
-def _program(network: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
+def _program(network: nn.Module, inputs: Inputs, about: Mapping[str, str]) -> torch.export.ExportedProgram:
     channels, height, width = inputs.shape
     example = torch.zeros(2, height, width, channels, dtype=torch.uint8)  # of a batch of any size
+    flip = json.loads(about["settings"])["test_time_flip"]
     many = {0: torch.export.Dim("images", min=1)}
-    return torch.export.export(OfBytes(network, inputs).eval(), (example,), dynamic_shapes=(many,))
+    return torch.export.export(OfBytes(network, inputs, flip).eval(), (example,), dynamic_shapes=(many,))
 
 
 def _pt2(network: nn.Module, inputs: Inputs, about: Mapping[str, str]) -> bytes:
     content = io.BytesIO()
-    torch.export.save(_program(network, inputs), content, extra_files={"about.json": json.dumps(about)})
+    torch.export.save(_program(network, inputs, about), content, extra_files={"about.json": json.dumps(about)})
     return content.getvalue()
 
 
 def _onnx(network: nn.Module, inputs: Inputs, about: Mapping[str, str]) -> bytes:
     program = torch.onnx.export(
-        _program(network, inputs), dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
+        _program(network, inputs, about), dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
     )
     program.model.metadata_props.update(about)
     return program.model_proto.SerializeToString()

@@ -28,7 +28,7 @@ from cifar_lab.training.console import Console, Stopped, StopSignals
 from cifar_lab.training.device import Device, DeviceError, choose
 from cifar_lab.training.group import Lockstep
 from cifar_lab.training.loader import Loader
-from cifar_lab.training.plan import held_out, image_size, seed_of
+from cifar_lab.training.plan import GROWTH, held_out, image_size, seed_of
 from cifar_lab.training.run import TrainingRun, check_continuation
 from cifar_lab.training.threads import share
 from cifar_lab.width import matrices
@@ -121,15 +121,15 @@ def _unsuited(settings: Settings, model: nn.Module) -> str:
         return f"--optimizer {asked[0]}: {settings.network} has no matrices but those of its output layer"
     if settings.bn_images and not statistics_of(model):
         return f"--bn-images {settings.bn_images}: {settings.network} has no BatchNorm with statistics"
-    if settings.first_size < SIZE:
-        images = torch.zeros(2, 3, settings.first_size, settings.first_size)
+    for size in range(settings.first_size, SIZE, GROWTH):
+        images = torch.zeros(2, 3, size, size)
         try:
             model.train()(images)
         except RuntimeError as error:
             if program.is_out_of_memory(error):
                 raise
             return (
-                f"--first-size {settings.first_size}: {settings.network} cannot be run on images of so few pixels "
+                f"--first-size {settings.first_size}: {settings.network} cannot be run on images of {size} pixels "
                 f"({' '.join(str(error).split())[:200]})"
             )
     return ""
