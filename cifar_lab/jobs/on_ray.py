@@ -106,7 +106,7 @@ def _connect(address: str | None) -> None:
     except (OSError, ValueError) as error:
         fail(f"--address {address}: no Ray cluster there ({error})")
     except SystemExit as end:  # Ray has a handler of its own
-        sys.exit(128 + end.code)
+        sys.exit(end.code if end.code > 128 else 128 + end.code)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -158,6 +158,8 @@ class _Cluster:
         self._tasks = {task.name: task for task in tasks}
         self._number = {task: f"[{number}/{len(tasks)}]" for number, task in enumerate(tasks, start=1)}
         self._todo = dict.fromkeys(tasks, 0.0)
+        if max(self._cores(), default=0) < self._cpus:
+            self._console.say(f"waits for a machine with {self._cpus} cores and {self._gpus:g} GPUs: there is none")
         stopping, changed = False, True
         while True:
             if self._stop.received is None:
@@ -179,6 +181,11 @@ class _Cluster:
             self._say(task, "left out: a run that it needs has failed")
         return 128 + self._stop.received if stopping else next(iter(self._failed.values()), 0)
 
+    def _cores(self) -> list[int]:
+        """Of each machine of the cluster that has the GPUs of a command."""
+        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return [int(has.get("CPU", 0)) for has in found if has.get("GPU", 0) >= self._gpus]
+
     def _startable(self) -> list[Task]:
         unfinished = [*self._todo, *self._running.values(), *self._failed]
         return [task for task in startable(unfinished) if task in self._todo]
@@ -192,8 +199,7 @@ class _Cluster:
         for task, number in numbers.items():
             room = {"num_cpus": self._cpus, "num_gpus": self._gpus}
             if task in self._alone:  # what the largest machine has
-                of_nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-                room["num_cpus"] = max([self._cpus, *(int(there.get("CPU", 0)) for there in of_nodes)])
+                room["num_cpus"] = max([self._cpus, *self._cores()])
             work = _work(task, self._site.results)
             ref = self._attempt.options(**room).remote(self._desk, work, number, self._site, self._cpus)
             self._running[ref], self._refs[task.name] = task, ref
