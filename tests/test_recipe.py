@@ -19,8 +19,10 @@ import MyVGG
 from cifar_lab.measures.evaluation import predictor
 from cifar_lab.networks import NetworkError
 from cifar_lab.run_folder.checkpoint import CheckpointError, load_model
+from cifar_lab.run_folder.inputs import Inputs
 from cifar_lab.settings import RunConfig
 from cifar_lab.training.evaluated import estimated_statistics
+from cifar_lab.training.export import OfBytes
 from cifar_lab.training.plan import epoch_plan, image_size, mixing
 from cifar_lab.training.predict import predict
 
@@ -334,3 +336,13 @@ def test_what_a_network_has_under_several_names_is_trained_averaged_and_evaluate
     network.load_state_dict(state["model"] | state["average"] | state["statistics"])
     expected = loss_of(network, data)
     assert logged_loss(tmp_path) == pytest.approx(expected, rel=1e-5 if precision == "fp32" else 0.02)
+
+
+def test_an_export_flips_where_the_runs_predictions_do():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    ready = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    by_hand = (network(ready) + network(torch.from_numpy(ready.numpy()[..., ::-1].copy()))) / 2
+    inputs = Inputs(tuple("abcdefghij"))
+    torch.testing.assert_close(OfBytes(network, inputs, flip=True)(images), by_hand, atol=1e-5, rtol=0)
+    torch.testing.assert_close(OfBytes(network, inputs)(images), network(ready), atol=1e-5, rtol=0)

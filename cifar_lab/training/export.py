@@ -55,7 +55,7 @@ def _safetensors(network: nn.Module, inputs: Inputs, about: Mapping[str, str]) -
 def _program(network: nn.Module, inputs: Inputs, about: Mapping[str, str]) -> torch.export.ExportedProgram:
     channels, height, width = inputs.shape
     example = torch.zeros(2, height, width, channels, dtype=torch.uint8)  # of a batch of any size
-    flip = json.loads(about["settings"])["test_time_flip"]
+    flip = json.loads(about["settings"]).get("test_time_flip", False)  # runs from before there was one have none
     many = {0: torch.export.Dim("images", min=1)}
     return torch.export.export(OfBytes(network, inputs, flip).eval(), (example,), dynamic_shapes=(many,))
 
