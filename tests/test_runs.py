@@ -354,7 +354,7 @@ def test_an_integer_too_long_for_python(folder):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"preset": "mine"}, "preset is not one of report, laptop, quick, paper, paper-quick"),
+        ({"preset": "mine"}, "preset is not one of report, laptop, quick, paper, paper-quick, modern"),
         ({"preset": 1}, "preset is not a line of text"),
         ({"preset": "\ud800"}, "preset is not a line of text"),
         ({"epochs": 0}, "epochs is not an integer from 1 to 9007199254740992"),
