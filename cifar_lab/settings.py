@@ -352,8 +352,17 @@ def preset_defaults(preset: str) -> dict:
     chosen = {k: v[0] if isinstance(v, tuple) else v for k, v in ALL_PRESETS[preset].items()}
     chosen |= {"lr": chosen["lrs"]} if "lrs" in chosen else {}
     names = {f.name for f in fields(RunConfig)}
-    planned = SCHEDULES[chosen.get("schedule", RunConfig.schedule)].planned
-    return {k: v for k, v in chosen.items() if k in names} | ({"schedule_epochs": chosen["epochs"]} if planned else {})
+    own = {k: v for k, v in chosen.items() if k in names}
+    return own | ({"schedule_epochs": chosen["epochs"]} if _is_planned(own) else {})
+
+
+def _is_planned(settings: Mapping[str, Any]) -> bool:
+    """Whether the course of a run depends on its length, which is then part of its identity; what is not given has its
+    default."""
+    schedule, first_size, bn_images = (
+        settings.get(name, getattr(RunConfig, name)) for name in ("schedule", "first_size", "bn_images")
+    )
+    return SCHEDULES[schedule].planned or first_size < SIZE or bn_images > 0
 
 
 def run_name(config: RunConfig, preset: str, usual_precision: str | None = None) -> str:
@@ -577,11 +586,10 @@ class Settings:
         network = self.networks[self.network]
         shared = {f.name: getattr(self, f.name) for f in fields(RunConfig) if hasattr(self, f.name)}
         width = self.width if network.takes("width") else None
-        planned = SCHEDULES[self.schedule].planned or self.first_size < SIZE or self.bn_images > 0
         shared |= {
             "model": self.network,
             "seed": seed,
-            "schedule_epochs": self.epochs if planned else 0,
+            "schedule_epochs": self.epochs if _is_planned(shared) else 0,
             "width": width,
             "width_transfer": self.width_transfer or width in (None, 1),
             "options": self._own_flags() | {k: v for k, v in self.options.items() if v != network.options[k].default},
