@@ -214,9 +214,9 @@ def budgets(seeds: list[int], results: Path, flags: list[str] | None, data: Data
     for seed in seeds:
         for minutes, more in BUDGETS.items():
             of = trained(f"{MODERN} {more}".strip(), seed, results, flags, device)
-            row = found.setdefault(str(minutes), {"flags": more, "test": [], "seconds": [], "environment": []})
             if of is None:
                 continue
+            row = found.setdefault(str(minutes), {"flags": more, "test": [], "seconds": [], "environment": []})
             row["test"].append(test_accuracy(of))
             row["seconds"].append([of.summary["train_seconds"], of.summary["test_seconds"]])
             row["environment"].append(of.environment)

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 
 from cifar_lab.experiments import experiments_of
+from cifar_lab.jobs import machine
 from cifar_lab.jobs.here import in_this_process
 from cifar_lab.jobs.task import Task, complete, startable, task_of, tasks, without_weights
 from cifar_lab.measures.statistics import FEWEST_SEEDS, MOST_SEEDS
@@ -166,6 +167,8 @@ def main(argv: list[str]) -> int:
         parser.error("--jobs: not with --on ray, which runs as many as there is room for")
     if args.on != "here" and args.per_gpu:
         parser.error(f"--per-gpu: not with --on {args.on}")
+    if args.per_gpu and not machine.gpus():
+        parser.error("--per-gpu: this machine has no GPU that PyTorch can use")
     if not args.slurm.isprintable():
         parser.error("--slurm: not one line")
     chosen = args.preset, tuple(args.seed), args.results
@@ -178,7 +181,8 @@ def main(argv: list[str]) -> int:
         stages = screening_design(CLAIMS[ids.index(args.switches)], *chosen)
     if args.list:
         said, listed = next(stages)
-        listed = [task.command for task in startable([task for task in listed if not complete(task)])]
+        todo = [task for task in listed if not complete(task) and not without_weights(task)]
+        listed = [task.command for task in startable(todo)]
         print(*(listed or [said or "everything is trained"]), sep="\n")
         return 0
     place = _place(args.on)
@@ -203,6 +207,7 @@ def main(argv: list[str]) -> int:
             if end.code == BAD_INPUT:  # said already, and nothing has run
                 raise
             status = end.code
+    in_time = status == STOPPED and alarm.finished.is_set()  # as asked for
     alarm.cancel()
     if status == INTERRUPTED:
         return status
@@ -211,7 +216,6 @@ def main(argv: list[str]) -> int:
     how = "stopped" if status in (STOPPED, *LATER) else how
     print(f"{how} after {minutes:.1f} min", flush=True)
     plotted = in_this_process(command("plot_results.py", Path(args.results), "--preset", args.preset))
-    in_time = status == STOPPED and args.seconds is not None  # as asked for
     return plotted if in_time else status or plotted
 
 

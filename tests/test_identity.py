@@ -238,8 +238,8 @@ def test_labels_that_the_network_does_not_know_are_refused(part, trained, tmp_pa
     assert trainings.snapshot(tmp_path) == before
 
 
-def test_a_run_is_not_cut_short_by_fewer_epochs(tmp_path, synthetic_data):
-    """Stopped in the middle of its third epoch, then asked for one epoch: it has two, and continues when asked for."""
+def test_a_run_is_not_cut_short_by_fewer_epochs(tmp_path, synthetic_data, capsys):
+    """Stopped in the middle of its third epoch, it is not finished with weights of that; after its second it is."""
     argv = [*trainings.flags(synthetic_data, "--results", tmp_path), "--epochs"]
     MyVGG.main([*argv, "3"])
     (folder,) = (f.parent for f in tmp_path.rglob("config.json"))
@@ -249,6 +249,14 @@ def test_a_run_is_not_cut_short_by_fewer_epochs(tmp_path, synthetic_data):
         moments["step"].fill_(7)
     torch.save(state, folder / "checkpoint.pt")
     (folder / "summary.json").unlink()
+    before = trainings.snapshot(tmp_path)
+    for epochs in ("1", "2"):
+        assert "was stopped in epoch 3; --epochs 3 or more continues it" in refusal(capsys, MyVGG.main, [*argv, epochs])
+    assert trainings.snapshot(tmp_path) == before
+    state |= {"step": 0, "losses": torch.ones(0), "correct": torch.ones(0, dtype=torch.int64)}
+    for moments in state["optimizer"]["state"].values():
+        moments["step"].fill_(6)
+    torch.save(state, folder / "checkpoint.pt")
     MyVGG.main([*argv, "1"])
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["epochs"], summary["steps"]) == (2, 6)

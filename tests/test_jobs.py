@@ -14,6 +14,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from test_console import Terminal
 
 import MyVGG
@@ -21,6 +22,7 @@ from cifar_lab import reproduce
 from cifar_lab.jobs import here, machine, task
 from cifar_lab.jobs.here import SideBySide
 from cifar_lab.jobs.task import Task
+from cifar_lab.run_folder import files
 from cifar_lab.settings import run_folder
 from cifar_lab.training import script
 from cifar_lab.training.device import has_bf16  # before conftest.py replaces it
@@ -40,7 +42,7 @@ signal.signal(signal.SIGINT, lambda number, _: signals.append(number))
 name, seconds, *statuses = sys.argv[1:]
 me = Path(sys.argv[0]).with_name(f"{name}.ran")
 before = me.read_text().splitlines() if me.exists() else []
-told = {key: os.environ.get(key) for key in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
+told = {key: os.environ.get(key) for key in ("OMP_NUM_THREADS", "OMP_PROC_BIND", "CUDA_VISIBLE_DEVICES")}
 start = time.monotonic()
 print("epoch 3/9: working", flush=True)
 time.sleep(float(seconds))
@@ -166,6 +168,26 @@ def test_who_is_busy_is_waited_for(fake, monkeypatch, capsys):
     assert (len(ran(busy)), len(ran(other))) == (7, 1)
     said = capsys.readouterr().out
     assert (said.count("waits: status 75"), said.count(busy.command)) == (1, 1)
+
+
+def test_who_is_busy_is_not_started_while_another_process_holds_its_run(fake, monkeypatch):
+    monkeypatch.setattr(here, "WAIT", 0.1)
+    busy = fake("busy", 75, 0)
+    busy.folders[0].parent.mkdir(parents=True)
+    lock = FileLock(files.lock_of(busy.folders[0]).lock_file, thread_local=False)
+    lock.acquire()
+    released = []
+    threading.Timer(2, lambda: (released.append(time.monotonic()), lock.release())).start()
+    assert SideBySide([busy], 2).run() == 0
+    first, second = ran(busy)
+    assert first["end"] < released[0] < second["start"]
+
+
+def test_threads_are_not_pinned_where_every_command_would_be(fake, monkeypatch):
+    monkeypatch.setenv("OMP_PROC_BIND", "true")
+    task = fake("one")
+    assert SideBySide([task], 2).run() == 0
+    assert ran(task)[0]["OMP_PROC_BIND"] is None
 
 
 def test_out_of_memory_means_fewer_beside_it(fake):

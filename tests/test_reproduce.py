@@ -57,10 +57,10 @@ def test_ctrl_c_ends_it_all(ran, tmp_path):
     assert len(ran) == 2
 
 
-@pytest.mark.parametrize("seconds, status", [(["--seconds", "1000"], 0), ([], reproduce.STOPPED)])
-def test_stopped_in_time_is_no_failure(ran, tmp_path, seconds, status):
+@pytest.mark.parametrize("seconds", [["--seconds", "1000"], []])
+def test_stopped_from_outside_is_not_stopped_in_time(ran, tmp_path, seconds):
     ran.status["--residual-scale"] = reproduce.STOPPED
-    assert reproduce.main(["report", "--results", str(tmp_path), *seconds]) == status
+    assert reproduce.main(["report", "--results", str(tmp_path), *seconds]) == reproduce.STOPPED
     assert ran[-1].startswith("python plot_results.py")
 
 
@@ -74,6 +74,8 @@ def test_surfaces_of_runs_that_came_without_weights_are_left_out(ran, tmp_path, 
     assert reproduce.main(["report", "--results", str(tmp_path)]) == 0
     assert " surface " not in ran[-2]
     assert f"left out: {folder} is complete, but its checkpoint is not here" in capsys.readouterr().out
+    assert reproduce.main(["report", "--list", "--results", str(tmp_path)]) == 0
+    assert " surface " not in capsys.readouterr().out
 
 
 # --- Until decided ----------------------------------------------------------------------------------------------------
@@ -151,7 +153,7 @@ def test_a_list_that_was_stopped_continues(trainer, claims, tmp_path, capsys):
     trainer.accuracy = differing(CLEAR, CLEAR)
     trainer.stop_at = 7
     words = ["quick", "--until-decided", "--seed", "4", "2", "--results", str(tmp_path)]
-    assert reproduce.main([*words, "--seconds", "1000"]) == 0
+    assert reproduce.main([*words, "--seconds", "1000"]) == reproduce.STOPPED
     assert len(trainer.commands) == 8 and trainer.commands[-1].startswith("python plot_results.py")
     trainer.stop_at, trainer.commands = None, []
     capsys.readouterr()
@@ -196,7 +198,7 @@ def test_a_package_that_is_not_installed_is_one_line(ran, tmp_path, monkeypatch,
         ["quick", "--until-decided", "--max-seeds", "11"], ["quick", "--until-decided", "--max-seeds", "2"],
         ["quick", "--until-decided", "--max-seeds", "3", "--seed", "0", "1", "2", "3"], ["quick", "--switches", "none"],
         ["quick", "--until-decided", "--switches", "level"],
-        ["quick", "--cpus", "2"],
+        ["quick", "--cpus", "2"], ["quick", "--per-gpu", "2"],
         ["quick", "--on", "ray", "--gpus", "1.5"], ["quick", "--results", "a\tb"],
         ["quick", "--on", "ray", "--jobs", "2"], ["quick", "--on", "slurm", "--gpus", "0"],
     ],

@@ -350,10 +350,10 @@ def test_a_run_of_many_long_settings_has_a_folder(tmp_path):
         assert folder.name.startswith("adam-lr1e-4-wd1e-4-seed0-")
         network = {"script": "MyOwn.py", "label": "own", "options": {}, "fingerprint": "0" * 16}
         recorder = Recorder(tmp_path, "quick", first if folder == folders[0] else other, network)
-        recorder.acquire()
+        recorder.hold.acquire()
         recorder.start(1, {})
         assert recorder.set_aside().is_dir()
-        recorder.release()
+        recorder.hold.release()
 
 
 def test_what_a_spreadsheet_has_saved(tmp_path):

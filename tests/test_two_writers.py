@@ -22,8 +22,8 @@ from trainings import (
 )
 
 import plot_results
+from cifar_lab.run_folder.ownership import _system
 from cifar_lab.run_folder.reader import find_run_folders, read_runs
-from cifar_lab.run_folder.writer import _system
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and signals")
 

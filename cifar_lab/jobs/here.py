@@ -4,6 +4,7 @@ A process has its share of the cores, one GPU if there are any, and a file for i
 own, so that a signal of the terminal reaches it once, through this program.
 """
 
+import itertools
 import os
 import re
 import runpy
@@ -33,12 +34,14 @@ from cifar_lab.jobs.task import (
 )
 from cifar_lab.program import BUSY, fail, handling
 from cifar_lab.project import ROOT
+from cifar_lab.run_folder.ownership import is_held
 from cifar_lab.training.console import Console, duration
 from cifar_lab.training.threads import allowed_cores
 
 POLL = 0.1  # seconds between two looks at the processes
 WAIT = 10.0  # seconds before a task that is busy is tried again
 TAIL = 4096  # bytes of a log in which its last lines are looked for
+PINNING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")  # would put all commands on one core
 
 
 def run(tasks: Sequence[Task], options: Namespace) -> int:
@@ -80,7 +83,8 @@ class _Running:
         self.task, self.slot, self.threads = task, slot, threads
         self.since = time.monotonic()
         self.log = log_of(task)
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        environment = {name: value for name, value in os.environ.items() if name not in PINNING}
+        environment["OMP_NUM_THREADS"] = str(threads)
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         try:
@@ -174,7 +178,8 @@ class SideBySide:
             return
         now, running = time.monotonic(), {one.task for one in self._running}
         left = startable([*self._waiting, *running])
-        ready = [task for task in left if task not in running and self._not_before.get(task, 0) <= now][:room]
+        ready = [task for task in left if task not in running and self._not_before.get(task, 0) <= now]
+        ready = list(itertools.islice((task for task in ready if not self._is_busy(task)), room))
         runs = [len(unfinished(task)) or self._cores for task in ready]
         for i, task in enumerate(ready):
             self._waiting.remove(task)
@@ -195,6 +200,12 @@ class SideBySide:
                 self._bars[one] = tqdm(
                     total=task.epochs, desc=task.name, unit="epoch", position=free[i], leave=False, dynamic_ncols=True
                 )
+
+    def _is_busy(self, task: Task) -> bool:
+        """Whether another process still trains a run of a task that has ended for that. Starting it costs seconds."""
+        if busy := task in self._busy and any(map(is_held, task.folders)):
+            self._not_before[task] = time.monotonic() + WAIT
+        return busy
 
     def _end(self, one: _Running) -> None:
         """Does what follows from how a task has ended."""

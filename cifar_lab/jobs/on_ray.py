@@ -26,6 +26,7 @@ import ray
 from ray.exceptions import (
     NodeDiedError,
     OutOfMemoryError,
+    RayActorError,
     RayError,
     RayTaskError,
     RuntimeEnvSetupError,
@@ -74,19 +75,21 @@ def run(tasks: Sequence[Task], options: Namespace) -> int:
             return _Cluster(site, stop, options).run(tasks)
     except Stopped as stopped:
         return stopped.status
+    except RayActorError:
+        fail("the process that writes to the results folder was killed; the same command goes on", OTHER)
     finally:
         ray.shutdown()
 
 
 @contextmanager
 def _marked(results: Path) -> Iterator[str]:
-    """Puts a random word into the results folder for a while, and gives it."""
-    mark = secrets.token_hex(16)
-    files.write_text(results / MARK, mark)
+    """Puts a file with a random name into the results folder for a while, and gives its name."""
+    mark = MARK.format(secrets.token_hex(16))
+    files.write_text(results / mark, "by it an attempt on another machine sees that it has this folder\n")
     try:
         yield mark
     finally:
-        files.remove(results / MARK)
+        files.remove(results / mark)
 
 
 def _connect(address: str | None) -> None:
@@ -105,8 +108,8 @@ def _connect(address: str | None) -> None:
         ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError) as error:
         fail(f"--address {address}: no Ray cluster there ({error})")
-    except SystemExit as end:  # Ray has a handler of its own
-        sys.exit(end.code if end.code > 128 else 128 + end.code)
+    except SystemExit as end:  # Ray has handlers of its own for SIGTERM, with statuses of their own
+        sys.exit(end.code if end.code > 128 else 128 + signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -24,20 +24,21 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import ray
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from cifar_lab.data.cache import write_cache
 from cifar_lab.jobs.task import exit_status
 from cifar_lab.program import BUSY
 from cifar_lab.project import ROOT
 from cifar_lab.run_folder import files
+from cifar_lab.run_folder.ownership import Busy, Hold
 from cifar_lab.run_folder.schema import NEWEST, PREVIOUS
 from cifar_lab.run_folder.tables import PREDICTIONS
 
 GO_ON, SAVE, LEAVE = "go on", "save and stop", "leave it to the attempt that replaced this one"
 SECONDS = 1.0  # between two reports
 AT_THE_END = (PREDICTIONS, "summary.json")  # a finished run arrives whole
-MARK = ".ray-driver"
+MARK = ".ray-driver-{}"  # a file's name
 LARGEST = 1 << 34  # bytes of a file
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 Contents = dict[PurePath, bytes | None]  # files below the results folder, in the order of writing; None: removed
@@ -59,7 +60,7 @@ class Site:
     """What all attempts share."""
 
     results: Path  # absolute, on the driver's machine
-    mark: str  # what the file MARK in it says, if another machine has the same folder
+    mark: str  # the name of a file in it that no other folder has
     digest: str  # of the data set
     data: Sequence[ray.ObjectRef]  # one: its arrays, and the name that is declared for it; fetched only where needed
 
@@ -73,7 +74,7 @@ class Desk:
     def __init__(self, results: Path) -> None:
         self._results = results
         self._attempts: dict[str, int] = {}  # by task, the one that counts
-        self._locks: dict[str, ExitStack] = {}
+        self._holds: dict[str, dict[PurePath, Hold]] = {}  # by task, of its run folders
         self._nodes: dict[str, str] = {}  # by task that has begun, where
         self._said: list[tuple[str, str]] = []
         self._stopping = False
@@ -82,7 +83,7 @@ class Desk:
         """From here on, these attempts are the ones that count, by task."""
         self._attempts |= attempts
         for name in attempts:
-            self._nodes.pop(name, None)
+            self._forget(name)
 
     def stop(self) -> None:
         """Has every attempt save and stop."""
@@ -100,25 +101,34 @@ class Desk:
         """
         if self._attempts.get(work.name) != attempt:
             return None
-        if work.name not in self._locks:
-            with ExitStack() as locked:
-                for folder in work.folders:
-                    lock = files.lock_of(self._results / folder)
-                    (self._results / folder).parent.mkdir(parents=True, exist_ok=True)
-                    try:
-                        files.lock(lock)
-                    except Timeout:
-                        return None
-                    locked.callback(lock.release)
-                self._locks[work.name] = locked.pop_all()
+        with ExitStack() as held:
+            holds = {folder: Hold(self._results / folder) for folder in work.folders}
+            for hold in holds.values():
+                try:
+                    hold.acquire()
+                except Busy:
+                    return None
+                held.callback(hold.release)
+            self._holds[work.name] = holds
+            held.pop_all()
         return {path: files.read_regular(self._results / path, LARGEST) for path in _listed(self._results, work)}
 
     def report(self, work: Work, attempt: int, node: str, said: Sequence[str], changed: Contents, ended: bool) -> str:
-        """Takes what an attempt says and the files that it sends, unless it was replaced; returns what it is to do."""
+        """Takes what an attempt says and the files that it sends; returns what it is to do.
+
+        It is to leave its runs, and nothing is taken, if it was replaced, or a process on this machine has taken over.
+        """
         if self._attempts.get(work.name) != attempt:
             return LEAVE
-        for path, content in changed.items():
-            _write(self._results / path, content)
+        holds = self._holds.get(work.name, {})
+        try:
+            for path, content in changed.items():
+                may = holds[path.parent].check if path.parent in holds else files.always
+                _write(self._results / path, content, may)
+        except Busy:
+            self._forget(work.name)
+            del self._attempts[work.name]
+            return LEAVE
         self._nodes[work.name] = node
         self._said += [(work.name, line) for line in said]
         log = self._results / work.log
@@ -126,17 +136,22 @@ class Desk:
         with open(log, "a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in said)
         if ended:
-            del self._nodes[work.name]
-            self._locks.pop(work.name, ExitStack()).close()
+            self._forget(work.name)
         return SAVE if self._stopping else GO_ON
 
+    def _forget(self, name: str) -> None:
+        """Ends what is known of a task's attempt: it has ended, or counts no more."""
+        self._nodes.pop(name, None)
+        for hold in self._holds.pop(name, {}).values():
+            hold.release()
 
-def _write(path: Path, content: bytes | None) -> None:
+
+def _write(path: Path, content: bytes | None, may: files.May) -> None:
     if content is None:
-        return files.remove(path)
+        return files.remove(path, may)
     path.parent.mkdir(parents=True, exist_ok=True)
     keep = path.with_name(PREVIOUS) if path.name == NEWEST else None
-    files.write_whole(path, lambda file: file.write(content), keep=keep)
+    files.write_whole(path, lambda file: file.write(content), keep=keep, may=may)
 
 
 def _listed(results: Path, work: Work) -> list[PurePath]:
@@ -168,11 +183,11 @@ class Copy:
     def changed(self, ended: bool) -> Contents:
         """What has changed since the last call. ended: nothing writes to them any more."""
         states = {p: s for p, s in self._states().items() if ended or p.name not in AT_THE_END}
-        new = [path for path, state in states.items() if self._seen.get(path) != state]
+        new = [path for path, state in states.items() if self._seen.get(path) != state]  # logs last
         gone = [path for path in self._seen if not (self._results / path).exists()]
         gone = [path for path in gone if ended or path.name != NEWEST]  # is absent for a moment when it is replaced
         contents: Contents = {}
-        for path in reversed(new):  # logs after the checkpoint: then they have all that it counts on
+        for path in new:
             with suppress(FileNotFoundError):  # renamed meanwhile: seen the next time
                 contents[path] = (self._results / path).read_bytes()
         for path in gone:
@@ -181,9 +196,12 @@ class Copy:
         return dict.fromkeys(gone) | dict(reversed(contents.items()))
 
     def _states(self) -> dict[PurePath, tuple[int, ...]]:
-        """By which a file is seen to have changed, of each but the previous checkpoint, which the desk makes itself."""
+        """By which a file is seen to have changed, of each but the previous checkpoint, which the desk makes itself.
+
+        Logs after the checkpoint, in which order they are read too: then they have all that it counts on.
+        """
         states = {}
-        for path in _listed(self._results, self._work):
+        for path in reversed(_listed(self._results, self._work)):
             with suppress(FileNotFoundError):
                 state = (self._results / path).stat()
                 states[path] = state.st_ino, state.st_size, state.st_mtime_ns
@@ -219,7 +237,8 @@ def attempt(desk: ray.actor.ActorHandle, work: Work, number: int, site: Site, th
         said: list[str] = []
         listener = threading.Thread(target=_listen, args=(child, said), daemon=True)
         listener.start()
-        asked, node = False, ray.get_runtime_context().get_node_id()
+        asked = left = False
+        node = ray.get_runtime_context().get_node_id()
         while True:
             if ended := _has_ended(child):
                 listener.join()
@@ -227,9 +246,10 @@ def attempt(desk: ray.actor.ActorHandle, work: Work, number: int, site: Site, th
             del said[: len(now)]
             changed = copy.changed(ended) if copy else {}
             order = _get(desk.report.remote(work, number, node, now, changed, ended))
+            left |= order == LEAVE
             if ended:
-                return exit_status(child.returncode)
-            if order == LEAVE:
+                return BUSY if left else exit_status(child.returncode)
+            if left:
                 child.kill()
             elif order == SAVE and not asked:
                 child.terminate()
@@ -243,9 +263,7 @@ def _get(ref: ray.ObjectRef) -> Any:
 
 def _is_there(site: Site) -> bool:
     """Whether this machine sees the results folder."""
-    with suppress(OSError):
-        return files.read_regular(site.results / MARK, 100) == site.mark.encode()
-    return False
+    return os.path.exists(site.results / site.mark)
 
 
 def data_folder(site: Site) -> Path:

@@ -1,12 +1,9 @@
 """Writes a run folder: settings, logs, checkpoints, summary. `cifar_lab.run_folder.reader` reads it."""
 
 import contextlib
-import errno
 import json
 import os
 import platform
-import secrets
-import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import Timeout
 
 from cifar_lab.project import ROOT
 from cifar_lab.run_folder import checkpoint, files, tensorboard
+from cifar_lab.run_folder.ownership import FolderError, Hold
 from cifar_lab.run_folder.reader import read_run
 from cifar_lab.run_folder.schema import SCHEMA, RunFileError, a_line, check_config, read_config
 from cifar_lab.run_folder.tables import (
@@ -34,14 +31,6 @@ from cifar_lab.settings import RunConfig, differing, run_folder
 
 HEADERS = {"epochs.csv": EPOCH_COLUMNS, "steps.csv": STEP_COLUMNS, "probes.csv": PROBE_COLUMNS}
 FILES = ("config.json", *HEADERS, PREDICTIONS, "summary.json", checkpoint.NEWEST)
-
-
-class FolderError(Exception):
-    """A run folder that must not be written to; the text names it and says why."""
-
-
-class Busy(FolderError):
-    """Another process writes to the run folder."""
 
 
 def commit_of(checkout: Path) -> str | None:
@@ -72,37 +61,8 @@ def environment(device: str, precision: str, data_sha256: dict[str, str]) -> dic
     return {name: text and a_line(text) for name, text in lines.items()} | {"data_sha256": data_sha256}
 
 
-def _is_alive(pid: object) -> bool:
-    """Whether a process of this machine has that number."""
-    if not isinstance(pid, int) or not 0 < pid < 2**31:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        return True
-    return True
-
-
-def _system() -> str:
-    """What a process number belongs to: a system since its start, a container in it. Names of machines repeat."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _named(owner: dict) -> str:
-    """A process that holds a folder, in words; empty if it does not say."""
-    if not isinstance(owner.get("pid"), int) or not isinstance(owner.get("host"), str):
-        return ""
-    return f"process {owner['pid']} on {owner['host'][:100]}"
-
-
 class Recorder:
-    """One run's folder, held by this process from `acquire` to `release`."""
+    """One run's folder."""
 
     def __init__(
         self, results: str | Path, preset: str, config: RunConfig, network: dict, usual_precision: str | None = None
@@ -115,13 +75,7 @@ class Recorder:
         self.preset = preset
         self.events: tensorboard.Events | None = None  # of --log tensorboard
         self._network = network
-        self._lock = files.lock_of(folder)
-        self._owner_file = folder.with_name(f".{folder.name}.owner.json")
-        # Told from others by a word of its own: a number of a process comes back, and a machine's name changes.
-        self._own = {
-            "pid": os.getpid(), "host": socket.gethostname(), "system": _system(), "token": secrets.token_hex(16),
-        }  # fmt: skip
-        self._acquired = False
+        self.hold = Hold(folder)
         self.held_out = "validation" if config.validation_size else "test"  # what epochs are evaluated on
         self._headers = HEADERS | ({"epochs.csv": VALIDATED_COLUMNS} if config.validation_size else {})
         self._logs = [name for name in HEADERS if name != "probes.csv" or config.probe_every]
@@ -166,68 +120,13 @@ class Recorder:
         except RunFileError as error:
             raise FolderError(f"{error}; --fresh moves the folder aside") from None
 
-    def acquire(self) -> None:
-        """Holds the folder for this process. Raises Busy, naming who holds it, and OSError."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            alone = files.lock(self._lock)
-        except Timeout:
-            alone = None
-        owner = self._owner()
-        if alone is False:  # no locks: what a living process of this machine says of itself has to do
-            alone = owner.get("system") != self._own["system"] or not _is_alive(owner.get("pid"))
-        if not alone:
-            raise Busy(f"{self.folder}: {_named(owner) or 'another process'} is training this run")
-        try:
-            files.remove_unfinished(self._owner_file)
-            files.write_text(self._owner_file, json.dumps(self._own))
-            self._acquired = True
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def release(self) -> None:
-        """Lets other processes write to the folder again."""
-        if not self._acquired:
-            return
-        self._acquired = False
-        try:
-            with contextlib.suppress(Busy, FileNotFoundError):
-                files.remove(self._owner_file, self.check_held)
-        finally:
-            self._lock.release()
-
-    def _owner(self) -> dict:
-        """Who holds the folder, as that process says; empty if that cannot be said."""
-        try:
-            owner = json.loads(files.read_regular(self._owner_file, 4096))
-        except (OSError, ValueError, RecursionError):
-            owner = None
-        return owner if isinstance(owner, dict) else {}
-
-    def check_held(self) -> None:
-        """Raises Busy if another process has taken over the run, FileNotFoundError if the results folder was removed;
-        asked before each change.
-
-        The lock alone does not keep others out if it was removed with the folder that it is in, or if a file system has
-        no locks, or they end at the host.
-        """
-        if not self._owner_file.exists():
-            if self.folder.exists():
-                raise Busy(f"{self.folder}: another process has taken over this run, and ended")
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._owner_file))
-        owner = self._owner()
-        if owner and owner.get("token") != self._own["token"]:
-            by = _named(owner) or "another process"
-            raise Busy(f"{self.folder}: {by} is training this run too; this process leaves it to that one")
-
     def set_aside(self) -> Path | None:
         """Moves an existing folder out of the sight of plots, under a name that says when. Deletes nothing."""
         if not self.folder.exists():
             return None
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         aside = self.folder.with_name(f".{self.folder.name}.before-{stamp}")
-        files.rename(self.folder, aside.name, self.check_held)
+        files.rename(self.folder, aside.name, self.hold.check)
         return aside
 
     def start(self, epochs: int, described: dict, width_factors: Sequence[dict] = (), command: str = "") -> None:
@@ -259,16 +158,16 @@ class Recorder:
             check_config(config, content)
         except RunFileError as error:
             raise FolderError(f"{error}, and would not be read again") from None
-        self.check_held()
+        self.hold.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:
-            files.remove_unfinished(self.folder / name, self.check_held)
+            files.remove_unfinished(self.folder / name, self.hold.check)
         for left in self.folder.glob(f".{checkpoint.KEPT}.*.tmp"):
-            files.remove(left, self.check_held)
-        files.write_text(config, json.dumps(content, indent=1) + "\n", self.check_held)
+            files.remove(left, self.hold.check)
+        files.write_text(config, json.dumps(content, indent=1) + "\n", self.hold.check)
         for name in self._logs:
             if not (self.folder / name).exists():
-                files.write_text(self.folder / name, ",".join(self._headers[name]) + "\n", self.check_held)
+                files.write_text(self.folder / name, ",".join(self._headers[name]) + "\n", self.hold.check)
 
     def kept(self, epochs: int, steps: int, probed_up_to: int) -> dict[str, list[bytes]]:
         """The rows of each log up to a checkpoint. Raises FolderError if one holds less than the checkpoint."""
@@ -282,13 +181,13 @@ class Recorder:
 
         Every log becomes a new file: what a process that was given up still writes goes into the one that it has open.
         """
-        files.remove(self.folder / "summary.json", self.check_held)
+        files.remove(self.folder / "summary.json", self.hold.check)
         if len(self._whole_rows("epochs.csv")) > len(kept["epochs.csv"]):
             self._drop_predictions()
         for name, rows in kept.items():
             path = self.folder / name
             if path.exists():
-                files.write_whole(path, lambda file, rows=rows: file.writelines(rows), may=self.check_held)
+                files.write_whole(path, lambda file, rows=rows: file.writelines(rows), may=self.hold.check)
 
     def _whole_rows(self, name: str) -> list[bytes]:
         """The rows of a log, the header first, without half a last one."""
@@ -322,7 +221,7 @@ class Recorder:
     # --- During training -----------------------------------------------------------------------------------------
 
     def _append(self, name: str, rows: list[str]) -> None:
-        files.append(self.folder / name, "".join(row + "\n" for row in rows), self.check_held)
+        files.append(self.folder / name, "".join(row + "\n" for row in rows), self.hold.check)
         if self.events and name in tensorboard.LOGS:
             self.events.add(name, rows)
 
@@ -341,20 +240,20 @@ class Recorder:
 
     def sync_logs(self) -> None:
         """Waits until the logs are on the disk: a checkpoint must never be ahead of them."""
-        self.check_held()
+        self.hold.check()
         for name in self._logs:
             files.sync(self.folder / name)
 
     def _drop_predictions(self) -> None:
         """Removes predictions, which are of the last epoch in epochs.csv, before another one becomes the last."""
-        files.remove(self.folder / PREDICTIONS, self.check_held)
+        files.remove(self.folder / PREDICTIONS, self.hold.check)
 
     def write_predictions(self, labels: np.ndarray, predictions: np.ndarray) -> None:
         """labels, predictions: (N,) integers, of the test images in the data set's order."""
-        files.write_text(self.folder / PREDICTIONS, predictions_text(labels, predictions), self.check_held)
+        files.write_text(self.folder / PREDICTIONS, predictions_text(labels, predictions), self.hold.check)
 
     def finish(self, summary: dict) -> None:
         """Writes summary.json, which marks the run as complete."""
-        files.write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n", self.check_held)
+        files.write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n", self.hold.check)
         if self.events:
             self.events.close()

@@ -14,6 +14,7 @@ from cifar_lab.measures.evaluation import predictor
 from cifar_lab.networks import Description, StepDropout, build
 from cifar_lab.optimizers import build_optimizer
 from cifar_lab.run_folder import checkpoint
+from cifar_lab.run_folder.ownership import FolderError
 from cifar_lab.run_folder.reader import final_accuracy, read_run
 from cifar_lab.run_folder.validation import Form
 from cifar_lab.run_folder.writer import Recorder
@@ -255,13 +256,13 @@ class TrainingRun:
             return
         self._flush_probes()
         self.recorder.sync_logs()
-        checkpoint.save(self.recorder.folder, self._state(), self.recorder.check_held)
+        checkpoint.save(self.recorder.folder, self._state(), self.recorder.hold.check)
         self._saved_at = here
 
     def keep(self) -> None:
         """Writes a checkpoint that stays, without the optimizer's state; the host waits for the device."""
         state = self._state() | {"optimizer": {}}
-        checkpoint.keep(self.recorder.folder, self.position.total, state, self.recorder.check_held)
+        checkpoint.keep(self.recorder.folder, self.position.total, state, self.recorder.hold.check)
 
     def _state(self) -> dict[str, Any]:
         """The content of a checkpoint."""
@@ -329,7 +330,7 @@ class TrainingRun:
             accuracies = read_run(self.recorder.folder).column("test_accuracy")
             self.accuracies = accuracies[: self.position.epochs].tolist()
         if begun.passed_over:
-            checkpoint.set_aside(self.recorder.folder, self.recorder.check_held)
+            checkpoint.set_aside(self.recorder.folder, self.recorder.hold.check)
         return bool(begun.state)
 
 
@@ -364,11 +365,18 @@ def continuation(recorder: Recorder, form: Form) -> Continuation:
     return Continuation(state, passed_over, recorder.kept(here["epochs"], steps, probed))
 
 
-def check_continuation(description: Description, recorder: Recorder) -> None:
-    """Raises what `TrainingRun.resume` would raise, before anything is trained."""
+def check_continuation(description: Description, recorder: Recorder, epochs: int) -> None:
+    """Raises what `TrainingRun.resume` would raise, before anything is trained, and FolderError if the run was stopped
+    in an epoch beyond those that are asked for: what ends within an epoch is nobody's result."""
     with torch.random.fork_rng(devices=[]):
         model = build(recorder.config)
-    continuation(recorder, Form(recorder.config, description, model))
+    state = continuation(recorder, Form(recorder.config, description, model)).state
+    if state and state["step"] and state["epochs"] >= epochs:
+        begun = state["epochs"] + 1
+        raise FolderError(
+            f"{recorder.folder}: was stopped in epoch {begun}; --epochs {begun} or more continues it, --fresh starts "
+            "again"
+        )
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

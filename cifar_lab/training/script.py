@@ -20,8 +20,9 @@ from cifar_lab.program import fail
 from cifar_lab.project import ROOT
 from cifar_lab.run_folder import tensorboard
 from cifar_lab.run_folder.checkpoint import CheckpointError
+from cifar_lab.run_folder.ownership import Busy, FolderError
 from cifar_lab.run_folder.schema import RunFileError, read_config, trained_to
-from cifar_lab.run_folder.writer import Busy, FolderError, Recorder, environment
+from cifar_lab.run_folder.writer import Recorder, environment
 from cifar_lab.settings import PUBLISHED, SIZE, RunConfig, Settings, counted, number, parse, run_folder
 from cifar_lab.training import export, trained
 from cifar_lab.training.console import Console, Stopped, StopSignals
@@ -72,7 +73,7 @@ def groups(cls: type[Settings], file: str | Path, argv: list[str]) -> Iterator[L
     if not settings.fresh:
         for recorder in every:
             if recorder.existing(data.sha256) and not trained_to(recorder.summary(), settings.epochs):
-                check_continuation(description, recorder)
+                check_continuation(description, recorder, settings.epochs)
     console = Console()
     if device.note:
         console.say(device.note)
@@ -192,8 +193,8 @@ def open_group(
     }  # fmt: skip
     with ExitStack() as held:
         for recorder in opened:
-            recorder.acquire()
-            held.callback(recorder.release)
+            recorder.hold.acquire()
+            held.callback(recorder.hold.release)
             if not settings.fresh:
                 recorder.existing(data.sha256)  # once more: another process may have begun the run meanwhile
         labels = zip(opened, _labels([r.config for r in opened]), strict=True)
@@ -210,7 +211,7 @@ def open_group(
             planned = max(settings.epochs, run.position.epochs)  # a run is not cut short by fewer
             recorder.start(planned, described | {"threads": threads}, run.width_factors, settings.command)
             if settings.log:
-                recorder.check_held()
+                recorder.hold.check()
                 recorder.events = tensorboard.Events(recorder.folder / tensorboard.FOLDER, recorder.folder)
             runs.append(run)
         group = Lockstep(
