@@ -10,6 +10,7 @@ import time
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from cifar_lab.settings import DEVICES, PRECISIONS, Parser, Settings, choice, de
 from cifar_lab.training.device import Device, DeviceError, choose
 
 KEPT_LINES = 60  # of a part's output
+GRACE = 30.0  # seconds in which a program that takes too long may end by itself
 
 # --- Command line, data and device -----------------------------------------------------------------------------------
 
@@ -88,8 +90,8 @@ def random_images(train: int = 50_000, test: int = 10_000) -> DataSet:
 def run(words: list[str], limit: float, each: Callable[[str], None] = lambda line: None) -> dict:
     """Runs `python <words>` and calls `each` with every line of its output and errors.
 
-    After `limit` seconds it is killed, with the processes that it has started. Returns its exit status, its time in
-    seconds, whether it was killed, and its last lines.
+    After `limit` seconds it is ended, with the processes that it has started. Returns its exit status, its time in
+    seconds, whether that was so, and its last lines.
     """
     start = time.monotonic()
     process = subprocess.Popen(
@@ -98,8 +100,12 @@ def run(words: list[str], limit: float, each: Callable[[str], None] = lambda lin
     )  # fmt: skip
 
     def kill() -> None:
+        process.terminate()  # it ends what it has started in sessions of their own, which no signal of ours reaches
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
         if os.name == "posix":
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
 

@@ -139,13 +139,13 @@ def write_logs(experiment: Experiment, results: str, epochs: int, preset: str = 
     noise = np.random.default_rng(0)
     for recorder in opened:
         curve = 2 * np.exp(-np.arange(steps) / steps) + noise.uniform(0, 0.2, steps)
-        recorder.acquire()
+        recorder.hold.acquire()
         recorder.start(epochs, {})
         recorder.append_steps(1, curve)
         for epoch, loss in enumerate(curve[:: steps // epochs], start=1):
             recorder.append_epoch([epoch, recorder.config.lr, loss, 50, loss, 50, 1.5, 3000])
         recorder.finish({"epochs": epochs, "steps": steps, "parameters": 1, "train_seconds": 1.5 * epochs})
-        recorder.release()
+        recorder.hold.release()
     return steps * len(opened)
 
 

@@ -37,6 +37,8 @@ from cifar_lab.run_folder.reader import own_runs
 from cifar_lab.settings import ALL_PRESETS, LARGEST_SEED, PRESETS, Parser, choice, integer, path, real
 
 INTERRUPTED, STOPPED, *LATER = (128 + number for number in STOP_SIGNALS)  # exit statuses of a stopped script
+# What --seconds sends. It never counts as the second signal, at which a program stops without saving.
+ALARM = getattr(signal, "SIGUSR1", signal.SIGTERM)
 # By what --on has: the module whose `run(tasks, options)` runs tasks there and returns an exit status; imported only
 # where it is used, as it may need packages that are not installed.
 PLACES = {"here": "cifar_lab.jobs.here", "ray": "cifar_lab.jobs.on_ray", "slurm": "cifar_lab.jobs.on_slurm"}
@@ -189,7 +191,13 @@ def main(argv: list[str]) -> int:
     if args.on == "slurm":
         return place.run(left(next(stages)[1]), args)
     sys.path.insert(0, str(ROOT))
-    alarm = threading.Timer(args.seconds or 0, signal.raise_signal, [signal.SIGTERM])
+    rung = threading.Event()
+
+    def ring() -> None:
+        rung.set()
+        signal.raise_signal(ALARM)
+
+    alarm = threading.Timer(args.seconds or 0, ring)
     alarm.daemon = True
     if args.seconds:
         alarm.start()
@@ -207,8 +215,8 @@ def main(argv: list[str]) -> int:
             if end.code == BAD_INPUT:  # said already, and nothing has run
                 raise
             status = end.code
-    in_time = status == STOPPED and alarm.finished.is_set()  # as asked for
     alarm.cancel()
+    in_time = rung.is_set() and status == 128 + ALARM  # as asked for
     if status == INTERRUPTED:
         return status
     minutes = (time.monotonic() - start) / 60

@@ -24,7 +24,7 @@ class Trainer:
     def __init__(self) -> None:
         self.commands: list[str] = []
         self.accuracy: Callable[[RunConfig], float] = lambda config: 50.0  # percent, in every epoch
-        self.stop_at: int | None = None  # this command, from 1, ends as if --seconds were over
+        self.stop_at: int | None = None  # this command, from 1, ends as if stopped
 
     def run(self, command: str) -> int:
         self.commands.append(command)

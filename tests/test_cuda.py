@@ -42,6 +42,23 @@ def test_graph_agrees_with_eager(network, tmp_path, synthetic_data):
         assert np.abs(graph[name] - curve).max() <= 0.02, name
 
 
+@pytest.mark.parametrize(
+    "module, switches",
+    [
+        (MyVGG, ["--bn", "--optimizer", "muon", "--lrs", "1e-3", "--ema", "0.9", "--test-time-flip"]),
+        (MyVGG, ["--bn", "--lrs", "1e-4", "--cutout", "8", "--mixup", "0.2", "--bn-images", "500"]),
+        (MyFramework, ["--model", "inception", "--first-size", "24"]),
+    ],
+    ids=["muon, average", "cutout, mixup, statistics", "size"],
+)
+def test_graph_agrees_with_eager_in_todays_recipe(module, switches, tmp_path, synthetic_data):
+    graph = losses(tmp_path, synthetic_data, module, *switches, *FP32, epochs=2)
+    eager = losses(tmp_path, synthetic_data, module, *switches, *FP32, "--no-cuda-graph", epochs=2)
+    for name, curve in eager.items():
+        assert np.abs(graph[name][:STEPS] - curve[:STEPS]).max() <= 0.02, name
+        assert abs(graph[name][STEPS:].mean() - curve[STEPS:].mean()) <= 0.1, name
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_everything_fast_agrees_with_the_plain_path_in_fp32(network, tmp_path, synthetic_data):
     module, flags = NETWORKS[network]

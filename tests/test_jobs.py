@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from test_console import Terminal
+from trainings import slowed
 
 import MyVGG
 from cifar_lab import reproduce
@@ -26,6 +27,7 @@ from cifar_lab.run_folder import files
 from cifar_lab.settings import run_folder
 from cifar_lab.training import script
 from cifar_lab.training.device import has_bf16  # before conftest.py replaces it
+from cifar_lab.training.threads import allowed_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and signals")
@@ -139,8 +141,17 @@ def test_out_of_memory_after_another_failure_is_tried_once_more(fake):
 def test_a_log_that_is_removed_ends_nothing(fake):
     first, other = fake("first", 143, 0, seconds=1), fake("other", seconds=3)
     watched = SideBySide([first, other], 2)
-    threading.Timer(0.5, lambda: [log.unlink() for log in here.log_of(first).parent.iterdir()]).start()
-    assert watched.run() == 0
+    removed = []
+
+    def remove():
+        log = here.log_of(first)
+        while not log.exists():
+            time.sleep(0.05)
+        log.unlink()
+        removed.append(log)
+
+    threading.Thread(target=remove).start()
+    assert watched.run() == 0 and removed
 
 
 def test_a_list_has_no_more_processes_than_commands(fake, monkeypatch):
@@ -152,6 +163,19 @@ def test_a_list_has_no_more_processes_than_commands(fake, monkeypatch):
     assert here.run([fake("left")], options) == 0 and seen == [3]
     options.jobs = 5
     assert here.run([fake("other")], options) == 0 and seen == [3, 5]
+
+
+def test_what_could_not_save_when_it_was_stopped_is_a_failure(fake):
+    full, other = fake("full", 74, seconds=3), fake("other", seconds=4)
+    side_by_side = SideBySide([full, other], 2)
+
+    def stop():
+        while len(side_by_side._running) < 2:
+            time.sleep(0.05)
+        side_by_side._stopped = signal.SIGTERM
+
+    threading.Thread(target=stop).start()
+    assert side_by_side.run() == 74
 
 
 @pytest.mark.parametrize("status", [143, 71, -9])
@@ -177,10 +201,18 @@ def test_who_is_busy_is_not_started_while_another_process_holds_its_run(fake, mo
     lock = FileLock(files.lock_of(busy.folders[0]).lock_file, thread_local=False)
     lock.acquire()
     released = []
-    threading.Timer(2, lambda: (released.append(time.monotonic()), lock.release())).start()
+
+    def release_later():
+        while not ran(busy):
+            time.sleep(0.05)
+        time.sleep(1)
+        released.append(time.monotonic())
+        lock.release()
+
+    threading.Thread(target=release_later).start()
     assert SideBySide([busy], 2).run() == 0
-    first, second = ran(busy)
-    assert first["end"] < released[0] < second["start"]
+    _, second = ran(busy)
+    assert second["start"] > released[0]
 
 
 def test_threads_are_not_pinned_where_every_command_would_be(fake, monkeypatch):
@@ -314,21 +346,27 @@ def logs(results: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def alone(synthetic_data, tmp_path_factory):
-    """The logs of the same commands, one after the other, each in a process of one thread."""
+    """The logs of the same commands, one after the other, each on the threads that one of two has."""
     results = tmp_path_factory.mktemp("alone")
+    threads = {"OMP_NUM_THREADS": str(max(1, allowed_cores() // 2))}
     for each in trainings(synthetic_data, results):
         words = [sys.executable, *shlex.split(each.command)[1:]]
-        subprocess.run(words, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+        subprocess.run(words, check=True, env=os.environ | threads, stdout=subprocess.DEVNULL)
     return logs(results)
 
 
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    return slowed(tmp_path_factory.mktemp("slow"))
+
+
 @contextlib.contextmanager
-def driver(tasks: list[Task]):
+def driver(tasks: list[Task], environment: dict[str, str]):
     """A program that runs tasks, two at a time."""
     listed = [(each.command, each.seed, str(each.folders[0])) for each in tasks]
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER.format(tasks=listed)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-        start_new_session=True,
+        start_new_session=True, env=os.environ | environment,
     )  # fmt: skip
     try:
         yield process
@@ -349,9 +387,9 @@ def begun(results: Path) -> bool:
 
 
 @pytest.mark.parametrize("number, times", [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
-def test_a_signal_saves_everything_and_the_same_list_goes_on(number, times, synthetic_data, alone, tmp_path):
+def test_a_signal_saves_everything_and_the_same_list_goes_on(number, times, synthetic_data, alone, slow, tmp_path):
     tasks = trainings(synthetic_data, tmp_path)
-    with driver(tasks) as stopped:
+    with driver(tasks, slow) as stopped:
         assert begun(tmp_path)
         for _ in range(times):  # as from `timeout`
             stopped.send_signal(number)
@@ -360,21 +398,21 @@ def test_a_signal_saves_everything_and_the_same_list_goes_on(number, times, synt
     assert out.count("stopped, everything trained so far is saved; the same command continues") == 2
     left = [each for each in tasks if not task.complete(each)]
     assert len(left) >= 2
-    with driver(tasks) as again:
+    with driver(tasks, {}) as again:
         out, _ = again.communicate(timeout=120)
     assert again.returncode == 0 and out.count(" done in ") == len(left)
     assert logs(tmp_path) == alone
     assert sum("continues after epoch" in here.log_of(each).read_text(encoding="utf-8") for each in left) == 2
 
 
-def test_a_driver_that_was_killed(synthetic_data, alone, tmp_path):
+def test_a_driver_that_was_killed(synthetic_data, alone, slow, tmp_path):
     """Its trainings go on; a new one waits for them."""
     tasks = trainings(synthetic_data, tmp_path)
-    with driver(tasks) as killed:
+    with driver(tasks, slow) as killed:
         assert begun(tmp_path)
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-        with driver(tasks) as again:
+        with driver(tasks, {}) as again:
             out, _ = again.communicate(timeout=120)
     assert again.returncode == 0, out
     assert logs(tmp_path) == alone

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePath
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 from filelock import Timeout
 from synthetic import write_synthetic
-from trainings import snapshot
+from trainings import slowed, snapshot
 
 from cifar_lab import reproduce
 from cifar_lab.data import cache
@@ -39,16 +40,6 @@ PATIENCE = 300
 SMALL = ["--width", "0.0625", "--train-size", "600", "--test-size", "100", "--epochs", "12", "--batch-size", "20",
          "--checkpoint-seconds", "0.3", "--precision", "fp32", "--lrs", "1e-3"]  # fmt: skip
 COMMANDS = [["MyVGG.py", *SMALL], ["MyVGG.py", "--bn", *SMALL]]
-# For the commands on the nodes, as what Python imports at its start: an epoch takes a while on any processor, so that
-# there is a time in which a training is under way.
-SLOW = """
-import sys, time
-def wait(event, arguments):
-    if event == "open" and str(arguments[0]).endswith("epochs.csv") and arguments[1] == "r+":
-        time.sleep(0.6)
-if any(word.endswith("MyVGG.py") for word in sys.orig_argv):
-    sys.addaudithook(wait)
-"""
 DRIVER = """
 import json, sys
 from argparse import Namespace
@@ -90,8 +81,8 @@ def test_nothing_is_taken_from_an_attempt_that_was_replaced(tmp_path):
     assert desk.report(WORK, 1, "here", ["epoch 2/2"], changed, True) == LEAVE
     assert desk.contents(WORK, 1) is None and snapshot(tmp_path) == before
     assert desk.report(WORK, 2, "there", [], changed | {RUN / "checkpoint.pt": b"two"}, False) == GO_ON
-    assert desk.contents(WORK, 2) == {
-        RUN / "steps.csv": b"2", RUN / "checkpoint.pt": b"two", RUN / "checkpoint.previous.pt": b"one",
+    assert {path.name: path.read_bytes() for path in (tmp_path / RUN).iterdir()} == {
+        "steps.csv": b"2", "checkpoint.pt": b"two", "checkpoint.previous.pt": b"one",
     }  # fmt: skip
     assert (tmp_path / WORK.log).read_text() == "epoch 1/2\n"
     assert desk.news() == ([(WORK.name, "epoch 1/2")], {WORK.name: "there"})
@@ -142,7 +133,7 @@ def test_a_checkpoint_is_sent_with_all_that_it_counts_on(tmp_path):
     assert copy.changed(False) == {}
     (folder / "summary.json").unlink()
     (folder / "checkpoint.pt").rename(folder / "checkpoint.previous.pt")  # it is being replaced
-    assert copy.changed(False) == {RUN / "summary.json": None}
+    assert copy.changed(False) == {RUN / "summary.json": None} and copy.changed(True) == {}
     for name in ("summary.json", "predictions.txt", "checkpoint.pt", "epochs.csv", "config.json"):
         (folder / name).write_bytes(b"new")
     with mock.patch.object(Path, "read_bytes", autospec=True, side_effect=Path.read_bytes) as read:
@@ -177,6 +168,31 @@ def test_no_cluster_at_an_address_is_one_line(address, data, tmp_path, monkeypat
     assert ended.value.code == 2 and not [*tmp_path.iterdir()]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"--address {address}: ")
+
+
+def test_a_lost_machine_costs_a_command_no_attempt():
+    """Nor does it make one that has run out of memory before a failure; a second time without memory does."""
+    task = tasks("quick", [3], "results")[0]
+    cluster = mock.Mock(
+        _bars={}, _attempts=Counter(), _failed={}, _alone=set(), _todo={}, _busy=set(), _said={},
+        _stop=mock.Mock(received=None),
+    )  # fmt: skip
+    for status in (71, on_ray.LOST, on_ray.LOST, 143):
+        cluster._todo.clear()
+        on_ray._Cluster._follow(cluster, task, status, "")
+        assert list(cluster._todo) == [task] and not cluster._failed
+    on_ray._Cluster._follow(cluster, task, 71, "")
+    assert cluster._failed == {task: 71}
+
+
+def test_what_a_stopped_command_could_not_save_is_a_failure():
+    task = tasks("quick", [3], "results")[0]
+    cluster = mock.Mock(_bars={}, _attempts=Counter(), _failed={}, _said={}, _stop=mock.Mock(received=15))
+    for status in (143, 138, 75, on_ray.LOST):
+        on_ray._Cluster._follow(cluster, task, status, "")
+    assert not cluster._failed
+    on_ray._Cluster._follow(cluster, task, 74, "")
+    assert cluster._failed == {task: 74}
 
 
 @pytest.mark.parametrize("results", ["results", "/elsewhere/results"])
@@ -225,14 +241,16 @@ class Nodes:
         raylet = psutil.Process(raylet)
         return [raylet, *raylet.children(recursive=True)]
 
-    def training(self) -> list[tuple]:
-        """The nodes on which commands run, their processes, and those of the commands."""
+    def training(self, networks=("vgg_a", "vgg_a_bn")) -> list[tuple]:
+        """The nodes on which commands of these networks run, their processes, and those of the commands."""
         found = []
         for node in self.cluster.worker_nodes:
             processes = self.processes(node)
             for process in processes:
                 with suppress(psutil.Error):
-                    if any(word.endswith("MyVGG.py") for word in process.cmdline()):
+                    words = process.cmdline()
+                    of = "vgg_a_bn" if "--bn" in words else "vgg_a"
+                    if of in networks and any(word.endswith("MyVGG.py") for word in words):
                         found.append((node, processes, process))
         return found
 
@@ -247,9 +265,7 @@ def hidden(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def nodes(hidden, tmp_path_factory):
-    start = tmp_path_factory.mktemp("start")
-    (start / "sitecustomize.py").write_text(SLOW)
-    with mock.patch.dict(os.environ, {"PYTHONPATH": str(start)}):
+    with mock.patch.dict(os.environ, slowed(tmp_path_factory.mktemp("slow"))):
         nodes = Nodes(hidden)
         try:
             nodes.add()
@@ -287,7 +303,7 @@ def undisturbed(data, tmp_path_factory):
     results = tmp_path_factory.mktemp("undisturbed")
     each = [[*command[1:], "--results", str(results), "--data-dir", str(data)] for command in COMMANDS]
     code = f"import MyVGG\nfor argv in {each}: MyVGG.main(argv)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     folders = sorted((path.parent for path in results.glob("*/*/*/steps.csv")), key=lambda p: p.stat().st_ctime)
     return {
         str(folder.relative_to(results)): (command, (folder / "steps.csv").read_bytes())
@@ -320,13 +336,20 @@ def start(nodes, data, undisturbed, folder):
         print(driver.out.read_text())
 
 
-def in_training(folder: Path) -> bool:
-    """Whether a run has epochs and a checkpoint, and is not complete."""
-    return any(
-        (path.parent / "checkpoint.pt").exists() and not (path.parent / "summary.json").exists()
+def in_training(folder: Path) -> set[str]:
+    """The networks whose runs have epochs and a checkpoint, and are not complete."""
+    return {
+        path.parents[1].name
         for path in folder.glob("*/*/*/epochs.csv")
         if path.read_text().count("\n") > 2
-    )
+        and (path.parent / "checkpoint.pt").exists() and not (path.parent / "summary.json").exists()
+    }  # fmt: skip
+
+
+def has_ended(process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def logs(folder: Path) -> str:
@@ -346,7 +369,7 @@ def check(folder: Path, undisturbed) -> None:
 
 def test_a_node_is_lost_and_another_added(nodes, folder, start, undisturbed):
     driver = start()
-    (node, processes, _), *_ = until(lambda: in_training(folder) and nodes.training(), driver)
+    (node, processes, _), *_ = until(lambda: nodes.training(in_training(folder)), driver)
     for process in processes:
         process.kill()
     nodes.forget(node)
@@ -383,8 +406,7 @@ def test_a_node_that_was_given_up_goes_on(nodes, folder, start, undisturbed):
     """It is paused until its command is trained further elsewhere. Locks of a file system that end at the machine are
     the others' to take."""
     driver = start()
-    until(lambda: in_training(folder) and nodes.training(), driver)
-    (node, processes, training), *_ = nodes.training()
+    (node, processes, training), *_ = until(lambda: nodes.training(in_training(folder)), driver)
     try:
         for process in processes:
             process.suspend()
@@ -395,7 +417,7 @@ def test_a_node_that_was_given_up_goes_on(nodes, folder, start, undisturbed):
         until(lambda: "continues after epoch" in logs(folder), driver)
         for process in (training.parent(), training):  # not what would end them
             process.resume()
-        until(lambda: not training.is_running() or training.status() == psutil.STATUS_ZOMBIE, driver)
+        until(lambda: has_ended(training), driver)
         assert driver.wait(PATIENCE) == 0
     finally:
         for process in processes:

@@ -53,6 +53,24 @@ def folder_in_memory() -> Iterator[Path]:
         yield Path(folder)
 
 
+# Executed by Python as it starts, where PYTHONPATH has it: each epoch of a script takes a while on any processor, so
+# that there is a time in which a training is under way.
+SLOW = """
+import sys, time
+def wait(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("epochs.csv") and arguments[1] == "r+":
+        time.sleep(0.6)
+if any(word.endswith("MyVGG.py") for word in sys.orig_argv):
+    sys.addaudithook(wait)
+"""
+
+
+def slowed(folder: Path) -> dict[str, str]:
+    """An environment in which MyVGG.py is slow; the folder is for what it needs."""
+    (folder / "sitecustomize.py").write_text(SLOW, encoding="utf-8")
+    return {"PYTHONPATH": str(folder)}
+
+
 # --- Processes -------------------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ from cifar_lab.jobs.task import (
     complete,
     exit_status,
     follows,
+    saved,
     startable,
     unfinished,
 )
@@ -220,6 +221,7 @@ class SideBySide:
         last = (one.tail.strip().splitlines() or ["no output"])[-1]
         why = f"status {status} after {took}: {last} ({one.log})"
         if self._stopped:
+            self._failed = self._failed or (0 if saved(status) else status)
             self._say(task, last)
         elif status == BUSY:
             self._attempts[task] -= 1

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from cifar_lab.data import cache
 from cifar_lab.jobs.here import log_of
 from cifar_lab.jobs.ray_worker import MARK, Desk, Site, Work, attempt
-from cifar_lab.jobs.task import AGAIN, ATTEMPTS, DONE, FEWER, KILLED, NEVER, Task, follows, startable
+from cifar_lab.jobs.task import AGAIN, ATTEMPTS, DONE, FEWER, KILLED, NEVER, Task, follows, saved, startable
 from cifar_lab.program import BUSY, DISK, OTHER, OUT_OF_MEMORY, fail
 from cifar_lab.program import name as program_name
 from cifar_lab.project import ROOT
@@ -108,6 +108,8 @@ def _connect(address: str | None) -> None:
         ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError) as error:
         fail(f"--address {address}: no Ray cluster there ({error})")
+    except (RuntimeError, RayError) as error:  # other versions there, or a project folder that is too large to be sent
+        fail(f"--address {address}: {' '.join(str(error).split())}")
     except SystemExit as end:  # Ray has handlers of its own for SIGTERM, with statuses of their own
         sys.exit(end.code if end.code > 128 else 128 + signal.SIGTERM)
     finally:
@@ -144,6 +146,7 @@ class _Cluster:
         self._gpus = options.gpus if options.gpus is not None else min(1, ray.cluster_resources().get("GPU", 0))
         self._todo: dict[Task, float] = {}  # with the time before which it is not tried
         self._running: dict[ray.ObjectRef, Task] = {}
+        self._cores_of: dict[ray.ObjectRef, int] = {}  # that attempts have asked for
         self._refs: dict[str, ray.ObjectRef] = {}  # of those that run, by name
         self._nodes: dict[str, str] = {}  # of those that have begun, by name
         self._attempts: Counter[Task] = Counter()
@@ -176,13 +179,14 @@ class _Cluster:
             ended = self._wait()
             said, self._nodes = ray.get(self._desk.news.remote())
             self._show(said)
+            self._cancel_what_cannot_begin()
             how = {ref: _ended(ref) for ref in ended} | dict.fromkeys(self._lost() - {*ended}, (LOST, MACHINE))
             for ref, (status, why) in how.items():
                 self._follow(self._running.pop(ref), status, why)
             changed = bool(how)
         for task in self._todo if not stopping else ():
             self._say(task, "left out: a run that it needs has failed")
-        return 128 + self._stop.received if stopping else next(iter(self._failed.values()), 0)
+        return next(iter(self._failed.values()), 128 + self._stop.received if stopping else 0)
 
     def _cores(self) -> list[int]:
         """Of each machine of the cluster that has the GPUs of a command."""
@@ -205,7 +209,7 @@ class _Cluster:
                 room["num_cpus"] = max([self._cpus, *self._cores()])
             work = _work(task, self._site.results)
             ref = self._attempt.options(**room).remote(self._desk, work, number, self._site, self._cpus)
-            self._running[ref], self._refs[task.name] = task, ref
+            self._running[ref], self._refs[task.name], self._cores_of[ref] = task, ref, room["num_cpus"]
             del self._todo[task]
 
     def _wait(self) -> list[ray.ObjectRef]:
@@ -220,6 +224,13 @@ class _Cluster:
         ray.get(self._desk.stop.remote())
         for ref, task in self._running.items():
             if task.name not in self._nodes:
+                ray.cancel(ref)
+
+    def _cancel_what_cannot_begin(self) -> None:
+        """Cancels attempts that wait for more cores than any machine has: the largest has left since."""
+        most = max([self._cpus, *self._cores()])
+        for ref, task in self._running.items():
+            if self._cores_of[ref] > most and task.name not in self._nodes:
                 ray.cancel(ref)
 
     def _lost(self) -> set[ray.ObjectRef]:
@@ -238,13 +249,15 @@ class _Cluster:
         if what == DONE:
             self._say(task, "done")
         elif self._stop.received is not None:
+            if status is not LOST and not saved(status):
+                self._failed[task] = status
             self._say(task, self._said.get(task, "has not begun"))
         elif status == BUSY:
             self._todo[task] = time.monotonic() + BUSY_SECONDS
             if task not in self._busy:
                 self._say(task, f"waits: {last}")
             self._busy.add(task)
-        elif what == NEVER or self._attempts[task] == ATTEMPTS or task in self._alone:
+        elif what == NEVER or self._attempts[task] == ATTEMPTS or (what == FEWER and task in self._alone):
             self._failed[task] = status
             self._say(task, last)
         else:
@@ -281,7 +294,7 @@ def _ended(ref: ray.ObjectRef) -> tuple[int | None, str]:
     except NodeDiedError:
         return LOST, MACHINE
     except TaskCancelledError:  # had not begun
-        return LOST, ""
+        return LOST, "the machine that it waited for was lost"
     except OutOfMemoryError:
         return OUT_OF_MEMORY, "out of memory"
     except (RayTaskError, RuntimeEnvSetupError) as error:

@@ -185,7 +185,7 @@ class Copy:
         states = {p: s for p, s in self._states().items() if ended or p.name not in AT_THE_END}
         new = [path for path, state in states.items() if self._seen.get(path) != state]  # logs last
         gone = [path for path in self._seen if not (self._results / path).exists()]
-        gone = [path for path in gone if ended or path.name != NEWEST]  # is absent for a moment when it is replaced
+        gone = [path for path in gone if path.name != NEWEST]  # is absent for a moment when it is replaced
         contents: Contents = {}
         for path in new:
             with suppress(FileNotFoundError):  # renamed meanwhile: seen the next time

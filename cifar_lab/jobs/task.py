@@ -108,6 +108,11 @@ def follows(status: int) -> str:
     return _FOLLOWS.get(exit_status(status), NEVER)
 
 
+def saved(status: int) -> bool:
+    """Whether a command that was asked to save and stop, and ended with an exit status, has lost nothing."""
+    return status == BUSY or status - 128 in STOP_SIGNALS
+
+
 def exit_status(status: int) -> int:
     """The status as a shell has it."""
     return 128 - status if status < 0 else status

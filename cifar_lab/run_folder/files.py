@@ -7,6 +7,7 @@ that was paused in between then still acts on what it has asked about, and not o
 import errno
 import glob
 import os
+import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -136,7 +137,7 @@ def write_whole(
     keep: a name in the same folder that the old file gets instead of being dropped. Raises OSError, and then leaves the
     old file, under that name if it had it already, and what `may` raises.
     """
-    temporary = f".{path.name}.{os.getpid()}.tmp"
+    temporary = f".{path.name}.{secrets.token_hex(4)}.tmp"  # in containers every process is number 1
     with _naming(path), _Folder(path.parent) as folder:
         try:
             with folder.open(temporary, "wb") as raw, BufferedWriter(raw) as file:
