@@ -31,6 +31,7 @@ from cifar_lab.run_folder.ownership import Hold
 ray = pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-ray.txt")
 import psutil  # noqa: E402  comes with Ray
 from ray.cluster_utils import Cluster  # noqa: E402
+from ray.exceptions import RuntimeEnvSetupError  # noqa: E402
 
 from cifar_lab.jobs import on_ray, ray_worker  # noqa: E402
 from cifar_lab.jobs.ray_worker import GO_ON, LEAVE, SAVE, Copy, Desk, Site, Work  # noqa: E402
@@ -168,6 +169,29 @@ def test_no_cluster_at_an_address_is_one_line(address, data, tmp_path, monkeypat
     assert ended.value.code == 2 and not [*tmp_path.iterdir()]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"--address {address}: ")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Version mismatch:\n    Ray: 2.9"), RuntimeEnvSetupError("too large")])
+def test_a_cluster_that_cannot_be_used_is_one_line(error, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CIFAR10_DIR", str(data))
+    monkeypatch.setattr(on_ray.ray, "init", mock.Mock(side_effect=error))
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(["quick", "--on", "ray", "--results", str(tmp_path / "results")])
+    assert ended.value.code == 2 and not [*tmp_path.iterdir()]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("--address local: ") and ("Version mismatch: Ray: 2.9" in line or "too large" in line)
+
+
+@pytest.mark.parametrize("asked, begun, cancelled", [(4, False, 1), (2, False, 0), (4, True, 0)])
+def test_what_waits_for_a_machine_that_has_left_is_taken_back(asked, begun, cancelled, monkeypatch):
+    monkeypatch.setattr(on_ray.ray, "cancel", cancel := mock.Mock())
+    task = tasks("quick", [3], "results")[0]
+    cluster = mock.Mock(
+        _cpus=1, _cores=lambda: [1, 2], _cores_of={"ref": asked}, _running={"ref": task},
+        _nodes={task.name: "node"} if begun else {},
+    )  # fmt: skip
+    on_ray._Cluster._cancel_what_cannot_begin(cluster)
+    assert cancel.mock_calls == [mock.call("ref")] * cancelled
 
 
 def test_a_lost_machine_costs_a_command_no_attempt():
