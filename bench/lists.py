@@ -1,4 +1,4 @@
-"""A preset's list of commands, one after the other and several at a time, as `make quick` and `make quick JOBS=1`.
+"""A preset's list of commands, one after the other and several at a time, as `make quick JOBS=1` and `make quick`.
 
     python -m bench.lists                                  # quick, three seeds: half an hour on two CPU cores
     python -m bench.lists quick --seeds 0 --jobs 1 2 4

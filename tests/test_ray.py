@@ -187,7 +187,7 @@ def test_what_waits_for_a_machine_that_has_left_is_taken_back(asked, begun, canc
     monkeypatch.setattr(on_ray.ray, "cancel", cancel := mock.Mock())
     task = tasks("quick", [3], "results")[0]
     cluster = mock.Mock(
-        _cpus=1, _cores=lambda: [1, 2], _cores_of={"ref": asked}, _running={"ref": task},
+        _cpus=1, _largest=lambda: 2, _cores_of={task: asked}, _running={"ref": task},
         _nodes={task.name: "node"} if begun else {},
     )  # fmt: skip
     on_ray._Cluster._cancel_what_cannot_begin(cluster)

@@ -146,7 +146,7 @@ class _Cluster:
         self._gpus = options.gpus if options.gpus is not None else min(1, ray.cluster_resources().get("GPU", 0))
         self._todo: dict[Task, float] = {}  # with the time before which it is not tried
         self._running: dict[ray.ObjectRef, Task] = {}
-        self._cores_of: dict[ray.ObjectRef, int] = {}  # that attempts have asked for
+        self._cores_of: dict[Task, int] = {}  # that its latest attempt has asked for
         self._refs: dict[str, ray.ObjectRef] = {}  # of those that run, by name
         self._nodes: dict[str, str] = {}  # of those that have begun, by name
         self._attempts: Counter[Task] = Counter()
@@ -193,6 +193,10 @@ class _Cluster:
         found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return [int(has.get("CPU", 0)) for has in found if has.get("GPU", 0) >= self._gpus]
 
+    def _largest(self) -> int:
+        """The cores of the largest of them, or of a command if none has as many."""
+        return max([self._cpus, *self._cores()])
+
     def _startable(self) -> list[Task]:
         unfinished = [*self._todo, *self._running.values(), *self._failed]
         return [task for task in startable(unfinished) if task in self._todo]
@@ -206,10 +210,10 @@ class _Cluster:
         for task, number in numbers.items():
             room = {"num_cpus": self._cpus, "num_gpus": self._gpus}
             if task in self._alone:  # what the largest machine has
-                room["num_cpus"] = max([self._cpus, *self._cores()])
+                room["num_cpus"] = self._largest()
             work = _work(task, self._site.results)
             ref = self._attempt.options(**room).remote(self._desk, work, number, self._site, self._cpus)
-            self._running[ref], self._refs[task.name], self._cores_of[ref] = task, ref, room["num_cpus"]
+            self._running[ref], self._refs[task.name], self._cores_of[task] = task, ref, room["num_cpus"]
             del self._todo[task]
 
     def _wait(self) -> list[ray.ObjectRef]:
@@ -228,9 +232,9 @@ class _Cluster:
 
     def _cancel_what_cannot_begin(self) -> None:
         """Cancels attempts that wait for more cores than any machine has: the largest has left since."""
-        most = max([self._cpus, *self._cores()])
         for ref, task in self._running.items():
-            if self._cores_of[ref] > most and task.name not in self._nodes:
+            more = self._cores_of[task] > self._cpus and task.name not in self._nodes  # only then is the cluster asked
+            if more and self._cores_of[task] > self._largest():
                 ray.cancel(ref)
 
     def _lost(self) -> set[ray.ObjectRef]:
