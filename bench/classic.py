@@ -10,12 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torch.optim.lr_scheduler import OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from cifar_lab.losses import SMOOTHING
 from cifar_lab.networks import NETWORKS, StepDropout
 from cifar_lab.optimizers import OPTIMIZERS as ENTRIES
 from cifar_lab.optimizers import build_optimizer
@@ -98,32 +95,3 @@ def train(
             optimizer.step()
             running_loss += loss.item()
             yield len(labels)
-
-
-class Recipe:
-    """Today's recipe with PyTorch's own parts: OneCycleLR, label smoothing, AveragedModel."""
-
-    def __init__(self, config: RunConfig, device: torch.device, epochs: int) -> None:
-        self.config, self.device, self.epochs = config, device, epochs
-        self.model, self.optimizer = network(config, device)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
-        self.schedule: OneCycleLR | None = None
-
-    def train_epoch(self, batches: DataLoader) -> None:
-        """One epoch."""
-        if self.schedule is None:
-            full = [group["lr"] for group in self.optimizer.param_groups]
-            self.schedule = OneCycleLR(
-                self.optimizer, max_lr=full, epochs=self.epochs, steps_per_epoch=len(batches), cycle_momentum=False
-            )
-        running_loss = 0.0
-        for images, labels in batches:
-            images, labels = images.to(self.device), labels.to(self.device)
-            self.optimizer.zero_grad()
-            loss = self.criterion(self.model(images), labels)
-            loss.backward()
-            self.optimizer.step()
-            self.schedule.step()
-            self.average.update_parameters(self.model)
-            running_loss += loss.item()

@@ -242,8 +242,7 @@ PAPER_PRESETS: dict[str, dict] = {
 MODERN_PRESETS: dict[str, dict] = {
     "modern": {
         "bn": True, "width": 0.375, "epochs": 8, "batch_size": 256, "optimizer": ("muon",), "lrs": (8e-3,),
-        "schedule": "one-cycle", "weight_decay": 0.1, "init": "pytorch",
-        "loss": "label_smoothing", "augment": "flip-crop", "ema": 0.99, "test_time_flip": True,
+        "schedule": "one-cycle", "weight_decay": 0.1, "init": "pytorch", "augment": "flip-crop", "test_time_flip": True,
     },
 }  # fmt: skip
 ALL_PRESETS = PRESETS | PAPER_PRESETS | MODERN_PRESETS

@@ -302,6 +302,7 @@ def test_recipe(monkeypatch, tmp_path, capsys, synthetic_data):
     """Curves with every side trained, then the tables: what is complete is not trained again."""
     small = "--bn --width 0.03 --train-size 120 --test-size 40 --epochs 2 --schedule one-cycle --ema 0.9"
     monkeypatch.setattr(recipe, "MODERN", f"MyVGG.py {small} --optimizer muon --batch-size 30")
+    monkeypatch.setattr(recipe, "CANDIDATE", recipe.MODERN)
     monkeypatch.setattr(recipe, "CURVES", {"the report's recipe": f"MyVGG.py {small}", "today's": recipe.MODERN})
     monkeypatch.setattr(recipe, "VALIDATION", "--validation-size 20")
     monkeypatch.setattr(recipe, "LEFT_OUT", {"average": "--ema 0"})
