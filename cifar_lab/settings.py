@@ -241,7 +241,7 @@ PAPER_PRESETS: dict[str, dict] = {
 # flag of one of these names does without it.
 MODERN_PRESETS: dict[str, dict] = {
     "modern": {
-        "bn": True, "width": 0.25, "epochs": 16, "batch_size": 256, "optimizer": ("muon",), "lrs": (8e-3,),
+        "bn": True, "width": 0.25, "epochs": 14, "batch_size": 256, "optimizer": ("muon",), "lrs": (8e-3,),
         "schedule": "one-cycle", "weight_decay": 0.1, "init": "pytorch", "augment": "flip-crop", "test_time_flip": True,
     },
 }  # fmt: skip
