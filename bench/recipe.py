@@ -1,17 +1,19 @@
 """Today's recipe against the report's: accuracy over seconds of training, and what each of its ingredients is worth.
 
-    python -m bench.recipe                                   # everything, five seeds: hours on two CPU cores
+    python -m bench.recipe                                   # everything, five seeds: two days on two CPU cores
     python -m bench.recipe --parts curves --seeds 0 1 2
     python -m bench.recipe --parts ablation --results runs/  # only draws what is complete in runs/, and trains the rest
 
 - curves: VGG-A with BatchNorm at the width and for the epochs of `--preset modern`, with the report's recipe, with
   today's, and with today's in the loop of tutorials (torchvision's transforms on one PIL image at a time, fp32, eager).
 - ablation: all that a first look took into the recipe, without each of its ingredients, and with others, on validation
-  images; what the preset is made of was chosen on them: it is that recipe without what was worth nothing.
-- budgets: the preset at the widths and lengths that fit 5, 15 and 30 minutes on two CPU cores.
+  images. What gained nothing is not in the preset.
+- lengths: the preset at widths and lengths that take about as long on two CPU cores, on validation images.
+- budgets: the best of these on test images, trained on all images.
+- lengths-candidate, budgets-candidate: the same with label smoothing and an average of the weights.
 
-Curves and ablations hold out 5,000 training images, on which every epoch is evaluated, and test at the end. Seconds are
-those of training, without evaluations; nothing else may run beside curves and budgets. Results are written to
+All but budgets hold out 5,000 training images, on which every epoch is evaluated, and test at the end. Seconds are
+those of training, without evaluations; on a CPU nothing else may run beside. Results are written to
 bench/results/<device>-recipe-<part>.md and .json, the curves' figure beside them.
 """
 
@@ -43,7 +45,8 @@ MODERN = "MyVGG.py --preset modern"
 VALIDATION = "--validation-size 5000"
 OF_PRESET = MODERN_PRESETS["modern"]
 REPORT = f"MyVGG.py --bn --lrs 1e-3 --width {OF_PRESET['width']} --epochs {OF_PRESET['epochs']}"  # its figure 9
-CANDIDATE = f"{MODERN} --loss label_smoothing --ema 0.99"  # what the ablation starts from
+TRIED = "--loss label_smoothing --ema 0.99"  # beside what the preset has
+CANDIDATE = f"--width 0.375 --epochs 8 {TRIED}"  # what the ablation starts from
 CURVES = {"the report's recipe": REPORT, "today's recipe": MODERN}
 TUTORIAL = "today's recipe, tutorial loop"
 # What is changed, and the flags that change it.
@@ -67,8 +70,14 @@ ADDED = {
     "the report's augmentation": "--augment report",
     "no decay of biases and norms": "--no-bias-decay",
 }
-BUDGETS = {5: "", 15: "--epochs 26", 30: "--width 0.5 --epochs 31"}  # minutes on two cores
-PARTS = ("curves", "ablation", "budgets")
+LENGTHS = {  # by minutes of two cores, the best first
+    5: ("--width 0.25 --epochs 16", "--width 0.375 --epochs 8"),
+    15: ("--width 0.375 --epochs 26", "--width 0.5 --epochs 15", "--width 0.625 --epochs 9"),
+    30: ("--width 0.5 --epochs 31", "--width 0.625 --epochs 19", "--width 0.75 --epochs 12"),
+}
+# At 5 minutes the preset itself, which is two epochs shorter: its tests take part of them.
+BUDGETS = {5: ""} | {minutes: LENGTHS[minutes][0] for minutes in (15, 30)}
+PARTS = ("curves", "ablation", "lengths", "budgets", "lengths-candidate", "budgets-candidate")
 
 # --- Runs of the scripts ---------------------------------------------------------------------------------------------
 
@@ -91,7 +100,10 @@ def trained(words: str, seed: int, results: Path, flags: list[str] | None, devic
         ended = program.run([str(ROOT / command[0]), *command[1:]], limit=1e6)
         if ended["status"] or (summary and summary["epochs"] > settings.epochs):
             fail(f"bench.recipe: {' '.join(command)}: {' / '.join(ended['last_lines'][-3:])}", 1)
-    return read_run(place)
+    complete = read_run(place)
+    if complete.place != Path(*place.parts[-3:]):
+        fail(f"bench.recipe: {place}: its settings belong to the folder {complete.place}")
+    return complete
 
 
 def accuracy_over_time(run: Run) -> list[tuple[float, float]]:
@@ -116,10 +128,13 @@ def _finite(accuracy: float | None) -> float:
 def tutorial(seed: int, data: DataSet, device: Device) -> tuple[list[tuple[float, float]], float]:
     """The preset in the classic loop: seconds and validation accuracy after each epoch, and test accuracy at the end.
 
-    It draws the same images for validation as the engine, and shares with it nothing else that is random.
+    It draws the same images for validation as the engine, and shares with it nothing else that is random. Raises
+    ValueError if the preset has what this loop has not.
     """
     _, settings = ours.parse([*shlex.split(f"{MODERN} {VALIDATION}"), "--seed", str(seed)])
     (config,) = settings.runs(seed)
+    if (config.loss, config.schedule, config.augment, config.ema) != ("cross_entropy", "one-cycle", "flip-crop", 0):
+        raise ValueError(f"the tutorial loop has not the recipe of {MODERN}")
     place = replace(device, precision="fp32", channels_last=False)
     held = Loader(
         data, place, seed=seed, batch_size=2, train_size=config.train_size, test_size=config.test_size,
@@ -164,25 +179,20 @@ def spread(values: list[float]) -> str:
 
 
 def compared(found: dict[str, dict]) -> dict[str, tuple[float, float]]:
-    """Each variant's mean validation accuracy minus that of "", which is changed, and half its 95% interval, in points.
+    """What each row gains on validation images over the row `nothing`, and half its 95% interval, in points.
 
-    The standard deviation over seeds is pooled over the variants that train at all (above 50%), so that a difference of
-    few seeds has an interval that says something. Variants without a seed are left out.
+    A seed holds out images of its own, so differences are of equal seeds. Their standard deviation is pooled over the
+    rows that train at all (above 50%), so that those of few seeds have an interval that says something.
     """
-    values = {name: of["validation"] for name, of in found.items() if of["validation"]}
-    pooled = [np.array(of) for of in values.values() if len(of) > 1 and np.mean(of) > 50]
+    values = {name: dict(zip(of["seeds"], of["validation"], strict=True)) for name, of in found.items()}
+    base = values.pop("nothing", {})
+    gains = {name: np.array([of[seed] - base[seed] for seed in of.keys() & base.keys()]) for name, of in values.items()}
+    pooled = [of for name, of in gains.items() if len(of) > 1 and np.mean(list(values[name].values())) > 50]
     freedom = sum(len(of) - 1 for of in pooled)
-    if not freedom or "" not in values:
+    if not freedom:
         return {}
-    deviation = (sum(((of - of.mean()) ** 2).sum() for of in pooled) / freedom) ** 0.5
-    full = values.pop("")
-    return {
-        name: (
-            float(np.mean(of) - np.mean(full)),
-            float(t_quantile(freedom) * deviation * (1 / len(of) + 1 / len(full)) ** 0.5),
-        )
-        for name, of in values.items()
-    }
+    half = t_quantile(freedom) * (sum(((of - of.mean()) ** 2).sum() for of in pooled) / freedom) ** 0.5
+    return {name: (float(of.mean()), float(half / len(of) ** 0.5)) for name, of in gains.items() if len(of)}
 
 
 def curves(seeds: list[int], results: Path, flags: list[str] | None, data: DataSet, device: Device) -> Iterator[dict]:
@@ -199,66 +209,79 @@ def curves(seeds: list[int], results: Path, flags: list[str] | None, data: DataS
         yield found
 
 
-def ablation(seeds: list[int], results: Path, flags: list[str] | None, data: DataSet, device: Device) -> Iterator[dict]:
-    """Final validation and test accuracy of each variant, seed by seed."""
-    found: dict[str, dict[str, list]] = {}
-    variants = {"": ""} | {f"without {k}": v for k, v in LEFT_OUT.items()} | {f"with {k}": v for k, v in ADDED.items()}
-    for seed in seeds:
-        for name, more in variants.items():
-            of = trained(f"{CANDIDATE} {VALIDATION} {more}", seed, results, flags, device)
-            row = found.setdefault(name, {"flags": more, "validation": [], "test": [], "environment": []})
-            if of is None:
-                continue
-            row["validation"].append(_finite(of.summary["last_accuracy"]))
-            row["test"].append(test_accuracy(of))
-            row["environment"].append(of.environment)
-        yield found
+def commands(part: str) -> dict[str, str]:
+    """What a part trains, by the name of its row."""
+    also = TRIED if part.endswith("-candidate") else ""
+    if part == "ablation":
+        variants = {"nothing": ""}
+        variants |= {f"without {name}": of for name, of in LEFT_OUT.items()}
+        variants |= {f"with {name}": of for name, of in ADDED.items()}
+        found = {name: f"{MODERN} {CANDIDATE} {VALIDATION} {of}" for name, of in variants.items()}
+    elif part.startswith("lengths"):
+        every = [(minutes, more) for minutes, of in LENGTHS.items() for more in of]
+        found = {f"{minutes} minutes: {more}": f"{MODERN} {also} {VALIDATION} {more}" for minutes, more in every}
+    else:
+        found = {f"{minutes} minutes": f"{MODERN} {also} {of}" for minutes, of in BUDGETS.items()}
+    return {name: " ".join(command.split()) for name, command in found.items()}
 
 
-def budgets(seeds: list[int], results: Path, flags: list[str] | None, data: DataSet, device: Device) -> Iterator[dict]:
-    """Test accuracy and seconds, trained on all images, seed by seed."""
+def accuracies(
+    part: str, seeds: list[int], results: Path, flags: list[str] | None, data: DataSet, device: Device
+) -> Iterator[dict]:
+    """Final accuracies on validation and test images and seconds of a part's commands, seed by seed; without those of
+    which no run is complete."""
     found: dict[str, dict] = {}
+    about = output.described(device, data.name)
     for seed in seeds:
-        for minutes, more in BUDGETS.items():
-            of = trained(f"{MODERN} {more}".strip(), seed, results, flags, device)
+        for name, command in commands(part).items():
+            of = trained(command, seed, results, flags, device)
             if of is None:
                 continue
-            row = found.setdefault(str(minutes), {"flags": more, "test": [], "seconds": [], "environment": []})
+            row = found.setdefault(name, {
+                "command": f"python {command}", "seeds": [], "validation": [], "test": [], "seconds": [],
+                "environment": [],
+            })  # fmt: skip
+            row["seeds"].append(seed)
+            if of.settings["validation_size"]:
+                row["validation"].append(_finite(of.summary["last_accuracy"]))
             row["test"].append(test_accuracy(of))
             row["seconds"].append([of.summary["train_seconds"], of.summary["test_seconds"]])
-            row["environment"].append(of.environment)
+            where = {key: value for key, value in of.environment.items() if key in about}
+            if where not in row["environment"]:
+                row["environment"].append(where)
         yield found
 
 
 def markdown(part: str, about: dict, found: dict) -> str:
     """A part's results as a table."""
-    head = f"# Today's recipe: {part}\n\n{output.header(about)}\n\n`python {MODERN}`: {said(OF_PRESET)}.\n\n"
+    head = f"# Today's recipe: {part}\n\n{output.header(about)}\n\n"
     if part == "curves":
+        columns = ["", "test accuracy at the end (%)", "seconds of training"]
         rows = [
             [name, spread(of["test"]), f"{np.mean([c[-1][0] for c in of['curves']]):.0f}"] for name, of in found.items()
         ]
-        return head + output.markdown_table(["", "test accuracy at the end (%)", "seconds of training"], rows)
-    if part == "budgets":
-        rows = [
-            [minutes, f"`{' '.join(['python', MODERN, of['flags']]).strip()}`", spread(of["test"]),
-             *(f"{np.mean([s[i] for s in of['seconds']]):.0f}" for i in range(2))]
-            for minutes, of in found.items()
-        ]  # fmt: skip
-        columns = ["minutes", "command", "test accuracy (%)", "seconds of training", "of tests"]
-        return head + output.markdown_table(columns, rows)
-    rows = []
-    differences = compared(found)
-    for name, of in found.items():
-        mean, half = differences.get(name, (np.nan, np.nan))
-        cost = f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]" if np.isfinite(mean) else "-"
-        each = ", ".join(f"{value:.2f}" for value in of["validation"]) or "-"
-        rows.append([name or "nothing changed", f"`{of['flags']}`" if of["flags"] else "", each, cost])
-    return (
-        head
-        + f"What is changed: `python {CANDIDATE} {VALIDATION}`. Validation accuracy after the last epoch of each seed, "
-        "in percent; the difference of the means in points, with its 95% interval (standard deviation pooled over the "
-        "variants).\n\n" + output.markdown_table(["", "flags", "validation accuracy (%)", "difference"], rows)
-    )
+        return f"{head}`python {MODERN}`: {said(OF_PRESET)}.\n\n{output.markdown_table(columns, rows)}"
+    kind = "test" if part.startswith("budgets") else "validation"
+    note = f"Accuracy on {kind} images after the last epoch, in percent"
+    columns = ["", "command", "seeds", "each", "mean"]
+    base = found.get("nothing", {}).get("command", "-")
+    rows = [
+        [name, f"`{of['command'].replace(f'{base} ', '... ')}`", " ".join(map(str, of["seeds"])),
+         ", ".join(f"{value:.2f}" for value in of[kind]), f"{np.mean(of[kind]):.2f}"]
+        for name, of in found.items()
+    ]  # fmt: skip
+    if part == "ablation":
+        note += "; the gain over the first row in points, on equal seeds, with its 95% interval"
+        columns += ["gain"]
+        gains = compared(found)
+        for row in rows:
+            mean, half = gains.get(row[0], (0.0, 0.0))
+            row += [f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]" if row[0] in gains else "-"]
+    else:
+        columns[4:] = ["mean, 95% interval", "seconds of training", "of tests"]
+        for row, of in zip(rows, found.values(), strict=True):
+            row[4:] = [spread(of[kind]), *(f"{mean:.0f}" for mean in np.mean(of["seconds"], 0))]
+    return f"{head}{note}.\n\n{output.markdown_table(columns, rows)}"
 
 
 def said(preset: dict) -> str:
@@ -296,18 +319,19 @@ def main(argv: list[str]) -> int:
     add("--parts", nargs="+", type=choice(*PARTS), default=list(PARTS), help=" ".join(PARTS))
     add("--seeds", nargs="+", type=integer(0, LARGEST_SEED), default=[0, 1, 2, 3, 4], help="(0 1 2 3 4)")
     add("--results", type=folder, default=ROOT / "results", help="folder of the runs (results)")
-    add("--draw", action="store_true", help="train nothing: tables of ablation and budgets from what is complete")
+    add("--draw", action="store_true", help="train nothing: tables, without curves, from what is complete")
     args = parser.parse_args(argv)
     if args.draw and "curves" in args.parts:
-        parser.error("--draw: goes with --parts ablation budgets only")
+        parser.error("--draw: not with --parts curves")
     # As asked for, before the benchmark itself chooses: the scripts choose alike, and name folders by what was asked.
     flags = None if args.draw else [*program.where(args), *(["--data-dir", args.data_dir] if args.data_dir else [])]
     data, device = program.data_and_device(args)
     about = output.described(device, data.name) | {"seeds": " ".join(map(str, args.seeds))}
     for part in args.parts:
-        for found in {"curves": curves, "ablation": ablation, "budgets": budgets}[part](
-            args.seeds, args.results, flags, data, device
-        ):
+        where = args.seeds, args.results, flags, data, device
+        for found in curves(*where) if part == "curves" else accuracies(part, *where):
+            if not found:
+                continue
             for key, here in output.described(device, data.name).items():  # of the runs, wherever they were trained
                 of_runs = {e[key] for of in found.values() for e in of.get("environment", []) if key in e}
                 about[key] = "; ".join(sorted(map(str, of_runs))) or here
@@ -315,6 +339,8 @@ def main(argv: list[str]) -> int:
             output.write(args.output, name, {"about": about, part: found}, markdown(part, about, found))
             if part == "curves":
                 draw(found, about, args.output / name)
+        if not found:
+            fail(f"bench.recipe: --draw: no run of {part} is complete in {args.results}")
         print(args.output / f"{name}.md", flush=True)
     return 0
 

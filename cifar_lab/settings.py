@@ -237,8 +237,8 @@ PAPER_PRESETS: dict[str, dict] = {
         "probe_every": 10,
     },
 }  # fmt: skip
-# Today's recipe for the report's networks; each setting is one of the ablations of bench/recipe.py. A script without a
-# flag of one of these names does without it.
+# Today's recipe for the report's networks, as bench/recipe.py chose it. A script without a flag of one of these names
+# does without it.
 MODERN_PRESETS: dict[str, dict] = {
     "modern": {
         "bn": True, "width": 0.25, "epochs": 14, "batch_size": 256, "optimizer": ("muon",), "lrs": (8e-3,),

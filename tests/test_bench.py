@@ -279,34 +279,65 @@ def test_spread():
 # --- Today's recipe ---------------------------------------------------------------------------------------------------
 
 
-def test_the_differences_of_ablations_by_hand():
-    """Two variants that train: pooled deviation ((0.5 + 2) / 2) ** 0.5 with 2 degrees of freedom, whose t is 4.303."""
+def test_the_gains_of_ablations_by_hand():
+    """On equal seeds: -2 and -3, 1 and 0 and 2, of which the deviation is ((0.5 + 2) / 3) ** 0.5 with 3 degrees of
+    freedom, whose t is 3.182; BatchNorm's row does not train."""
     found = {
-        "": {"validation": [88.0, 89.0]},
-        "without it": {"validation": [85.0, 87.0]},
-        "without BatchNorm": {"validation": [10.0, 10.0]},
-        "once": {"validation": [90.0]},
-        "never": {"validation": []},
+        "once": {"seeds": [2], "validation": [86.5]},
+        "nothing": {"seeds": [0, 1, 2, 3], "validation": [88.0, 90.0, 86.0, 70.0]},
+        "without it": {"seeds": [0, 1], "validation": [86.0, 87.0]},
+        "with more": {"seeds": [1, 0, 2], "validation": [90.0, 89.0, 88.0]},
+        "without BatchNorm": {"seeds": [0, 1], "validation": [10.0, 10.0]},
+        "elsewhere": {"seeds": [7], "validation": [99.0]},
     }
     got = recipe.compared(found)
-    assert got.keys() == {"without it", "without BatchNorm", "once"}
-    deviation = 1.25**0.5
-    assert got["without it"] == pytest.approx((-2.5, 4.3027 * deviation), rel=1e-4)
-    assert got["without BatchNorm"][0] == -78.5
-    assert got["once"] == pytest.approx((1.5, 4.3027 * deviation * 1.5**0.5), rel=1e-4)
-    assert recipe.compared({"": {"validation": [88.0]}, "other": {"validation": [87.0]}}) == {}
+    assert got.keys() == found.keys() - {"nothing", "elsewhere"}
+    half = 3.18245 * (2.5 / 3) ** 0.5
+    assert got["without it"] == pytest.approx((-2.5, half / 2**0.5), rel=1e-4)
+    assert got["with more"] == pytest.approx((1.0, half / 3**0.5), rel=1e-4)
+    assert got["once"] == pytest.approx((0.5, half), rel=1e-4)
+    assert got["without BatchNorm"][0] == -79
+    assert recipe.compared({"once": found["once"], "nothing": found["nothing"]}) == {}
+    assert recipe.compared({"once": found["once"], "with more": found["with more"]}) == {}
     assert recipe.spread([88.0, 89.0]) == "88.50 ± 6.35 (n = 2)" and recipe.spread([]) == "-"
+
+
+def test_tables_of_the_recipe():
+    about = dict.fromkeys(("device", "precision", "torch", "python", "platform", "commit", "data"), "-")
+    nothing = {"command": "python MyVGG.py", "seeds": [0, 3], "validation": [88.0, 89.0], "test": [87.0, 88.0]}
+    nothing["seconds"] = [[250.0, 20.0], [260.0, 24.0]]
+    without = nothing | {"command": "python MyVGG.py --ema 0", "validation": [86.0, 88.0]}
+    rows = recipe.markdown("ablation", about, {"nothing": nothing, "without it": without}).splitlines()
+    assert "| nothing | `python MyVGG.py` | 0 3 | 88.00, 89.00 | 88.50 | - |" in rows
+    # 12.706 times the root of 0.5 / 2
+    assert "| without it | `... --ema 0` | 0 3 | 86.00, 88.00 | 87.00 | -1.50 [-7.85, +4.85] |" in rows
+    last = recipe.markdown("lengths", about, {"5 minutes": nothing}).splitlines()[-1]
+    assert last == "| 5 minutes | `python MyVGG.py` | 0 3 | 88.00, 89.00 | 88.50 ± 6.35 (n = 2) | 255 | 22 |"
+    last = recipe.markdown("budgets", about, {"5 minutes": nothing}).splitlines()[-1]
+    assert last == "| 5 minutes | `python MyVGG.py` | 0 3 | 87.00, 88.00 | 87.50 ± 6.35 (n = 2) | 255 | 22 |"
+
+
+@pytest.mark.parametrize("part", recipe.PARTS[1:])
+def test_the_commands_of_the_recipe_are_runs_of_their_own(part):
+    """All rows of a part are other settings or lengths, and the first of the ablation lacks none that is left out."""
+    found = recipe.commands(part)
+    asked = {name: ours.parse(command.split())[1] for name, command in found.items()}
+    runs = {name: (*settings.runs(0), settings.epochs) for name, settings in asked.items()}
+    assert len({repr(run) for run in runs.values()}) == len(runs)
+    if part == "ablation":
+        for name, (config, _) in runs.items():
+            assert config.validation_size == 5000 and (name == "nothing") == (config == runs["nothing"][0])
 
 
 def test_recipe(monkeypatch, tmp_path, capsys, synthetic_data):
     """Curves with every side trained, then the tables: what is complete is not trained again."""
-    small = "--bn --width 0.03 --train-size 120 --test-size 40 --epochs 2 --schedule one-cycle --ema 0.9"
-    monkeypatch.setattr(recipe, "MODERN", f"MyVGG.py {small} --optimizer muon --batch-size 30")
-    monkeypatch.setattr(recipe, "CANDIDATE", recipe.MODERN)
+    small = "--bn --width 0.03 --train-size 120 --test-size 40 --epochs 2 --batch-size 30"
+    monkeypatch.setattr(recipe, "MODERN", f"MyVGG.py {small} --schedule one-cycle --augment flip-crop --optimizer muon")
+    monkeypatch.setattr(recipe, "CANDIDATE", "")
     monkeypatch.setattr(recipe, "CURVES", {"the report's recipe": f"MyVGG.py {small}", "today's": recipe.MODERN})
     monkeypatch.setattr(recipe, "VALIDATION", "--validation-size 20")
-    monkeypatch.setattr(recipe, "LEFT_OUT", {"average": "--ema 0"})
-    monkeypatch.setattr(recipe, "ADDED", {"cutout": "--cutout 8"})
+    monkeypatch.setattr(recipe, "LEFT_OUT", {"flips": "--augment none"})
+    monkeypatch.setattr(recipe, "ADDED", {"no average": "--ema 0"})
     monkeypatch.setattr(program, "load", cache.load)
     flags = ["--seeds", "0", "--device", "cpu", "--output", str(tmp_path / "out"), "--data-dir", str(synthetic_data)]
     flags += ["--results", str(tmp_path / "results")]
@@ -320,12 +351,21 @@ def test_recipe(monkeypatch, tmp_path, capsys, synthetic_data):
     assert written.with_suffix(".png").stat().st_size > 10_000
     runs = {path.parent.name for path in tmp_path.rglob("summary.json")}
     assert len(runs) == 2
-    assert recipe.main([*flags, "--parts", "ablation", "budgets", "--draw"]) == 0
+    assert recipe.main([*flags, "--parts", "ablation", "--draw"]) == 0
     assert {path.parent.name for path in tmp_path.rglob("summary.json")} == runs
     (written,) = tmp_path.glob("out/*-recipe-ablation.json")
     found = json.loads(written.read_text())["ablation"]
-    assert [len(of["validation"]) for of in found.values()] == [1, 0, 0]
-    assert "| without average | `--ema 0` | - | - |" in written.with_suffix(".md").read_text()
+    assert list(found) == ["nothing", "with no average"]  # of the variant without flips no run is complete
+    assert found["nothing"]["validation"] == found["with no average"]["validation"]
+    with pytest.raises(SystemExit):
+        recipe.main([*flags, "--parts", "budgets", "--draw"])
+    assert "--draw: no run of budgets is complete in" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/*-recipe-budgets.*"))
+    (config,) = {path for path in tmp_path.rglob("config.json") if "muon" in path.parent.name}
+    config.write_text(config.read_text().replace('"weight_decay": 0.0001', '"weight_decay": 0.5'))
+    with pytest.raises(SystemExit):
+        recipe.main([*flags, "--parts", "ablation", "--draw"])
+    assert "its settings belong to the folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         recipe.main([*flags, "--draw"])
-    assert "--draw: goes with --parts ablation budgets only" in capsys.readouterr().err
+    assert "--draw: not with --parts curves" in capsys.readouterr().err
